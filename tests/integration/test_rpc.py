@@ -1,0 +1,151 @@
+"""The gRPC edge over a real socket: tokens, deadlines, retries, errors."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from deepflow import rpc
+from deepflow.errors import Conflict, DeadlineExceeded, Internal, Unauthenticated, Unavailable
+from deepflow.v1 import store_pb2, tasks_pb2
+from deepflow.v1.store_pb2_grpc import (
+    RecordStoreServiceServicer,
+    RecordStoreServiceStub,
+    add_RecordStoreServiceServicer_to_server,
+)
+from deepflow.v1.tasks_pb2_grpc import (
+    TaskExecutorServiceServicer,
+    TaskExecutorServiceStub,
+    add_TaskExecutorServiceServicer_to_server,
+)
+
+TOKEN = "open sesame"
+GET = store_pb2.GetRecordRequest(key="kettle")
+
+
+class Store(RecordStoreServiceServicer):
+    """Fails as told, then answers."""
+
+    def __init__(self) -> None:
+        self.failures: list[Exception] = []
+        self.calls = 0
+        self.hang = False
+
+    async def Get(self, request: store_pb2.GetRecordRequest, context: Any) -> Any:
+        self.calls += 1
+        if self.hang:
+            await asyncio.Event().wait()
+        if self.failures:
+            raise self.failures.pop(0)
+        return store_pb2.GetRecordResponse(record=store_pb2.Record(key=request.key, version=1))
+
+
+class Tasks(TaskExecutorServiceServicer):
+    async def Tasks(  # type: ignore[override]
+        self, request_iterator: Any, context: Any
+    ) -> AsyncIterator[tasks_pb2.TasksResponse]:
+        async for request in request_iterator:
+            yield tasks_pb2.TasksResponse(
+                welcome=tasks_pb2.TasksWelcome(task_executor_id=request.hello.job_executor_id)
+            )
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[tuple[Store, str]]:
+    store, server = Store(), rpc.new_server(TOKEN)
+    add_RecordStoreServiceServicer_to_server(store, server)
+    add_TaskExecutorServiceServicer_to_server(Tasks(), server)
+    port = await rpc.listen(server, "127.0.0.1", 0)
+    yield store, f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
+async def get(address: str, token: str = TOKEN, **options: Any) -> store_pb2.GetRecordResponse:
+    peer = rpc.Peer(address, token)
+    stub = RecordStoreServiceStub(peer.channel)
+    try:
+        return await peer.call(stub.Get, GET, **{"timeout_seconds": 5.0, **options})
+    finally:
+        await peer.close()
+
+
+async def test_a_call_with_the_token_is_answered(store: tuple[Store, str]) -> None:
+    assert (await get(store[1])).record.key == "kettle"
+
+
+@pytest.mark.parametrize("token", ["", "wrong", "open sesame "])
+async def test_a_call_without_it_is_refused(store: tuple[Store, str], token: str) -> None:
+    with pytest.raises(Unauthenticated, match="cluster token"):
+        await get(store[1], token)
+    assert store[0].calls == 0
+
+
+async def test_a_stream_without_it_is_refused(store: tuple[Store, str]) -> None:
+    peer = rpc.Peer(store[1], "wrong")
+    stream = TaskExecutorServiceStub(peer.channel).Tasks(metadata=peer.metadata)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stream.read()
+    assert isinstance(rpc.translate(caught.value), Unauthenticated)
+    await peer.close()
+
+
+async def test_a_stream_with_it_flows_both_ways(store: tuple[Store, str]) -> None:
+    peer = rpc.Peer(store[1], TOKEN)
+    stream = TaskExecutorServiceStub(peer.channel).Tasks(metadata=peer.metadata)
+    for name in ("je-0", "je-1"):
+        await stream.write(tasks_pb2.TasksRequest(hello=tasks_pb2.TasksHello(job_executor_id=name)))
+        assert (await stream.read()).welcome.task_executor_id == name
+    stream.cancel()
+    await peer.close()
+
+
+async def test_our_errors_arrive_whole(store: tuple[Store, str]) -> None:
+    store[0].failures = [Conflict("changed", param="key", reason="stale", retry_after_seconds=2)]
+    with pytest.raises(Conflict) as caught:
+        await get(store[1])
+    assert vars(caught.value) == vars(
+        Conflict("changed", param="key", reason="stale", retry_after_seconds=2)
+    )
+
+
+async def test_a_bug_is_internal_and_shows_no_secrets(store: tuple[Store, str]) -> None:
+    store[0].failures = [ZeroDivisionError("password is hunter2")]
+    with pytest.raises(Internal) as caught:
+        await get(store[1])
+    assert "hunter2" not in caught.value.message
+
+
+async def test_only_idempotent_calls_are_retried(store: tuple[Store, str]) -> None:
+    store[0].failures = [Unavailable("not yet"), Unavailable("not yet")]
+    assert (await get(store[1], idempotent=True)).record.version == 1
+    assert store[0].calls == 3
+    store[0].failures = [Unavailable("not yet")]
+    with pytest.raises(Unavailable):
+        await get(store[1])
+
+
+async def test_retries_end_with_the_deadline(store: tuple[Store, str]) -> None:
+    store[0].failures = [Unavailable("never")] * 1000
+    with pytest.raises(Unavailable, match="never"):
+        await get(store[1], idempotent=True, timeout_seconds=0.3)
+
+
+async def test_a_hanging_peer_costs_the_deadline(store: tuple[Store, str]) -> None:
+    store[0].hang = True
+    with pytest.raises(DeadlineExceeded):
+        await get(store[1], timeout_seconds=0.2)
+
+
+async def test_two_servers_cannot_share_a_port(store: tuple[Store, str]) -> None:
+    port = int(store[1].rpartition(":")[2])
+    server = rpc.new_server(TOKEN)
+    with pytest.raises(OSError, match=str(port)):
+        await rpc.listen(server, "127.0.0.1", port)
+    await server.stop(None)
+
+
+async def test_nobody_there_is_unavailable() -> None:
+    with pytest.raises(Unavailable):
+        await get("127.0.0.1:1", timeout_seconds=1.0)
