@@ -99,8 +99,9 @@ class Bus:
         return True
 
     async def close(self) -> None:
-        if self._connecting is not None:
-            self._connecting.cancel()
+        if self._connecting is None:
+            return  # never started: nothing to close
+        self._connecting.cancel()
         if not self._client.is_closed:
             await self._client.close()
 

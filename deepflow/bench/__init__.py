@@ -1,0 +1,1 @@
+"""What `deepflow bench` runs. A benchmark measures and reports; it asserts nothing."""

@@ -1,0 +1,1 @@
+"""The five services; each is deployed on its own and none imports another."""

@@ -1,0 +1,65 @@
+"""Every setting of the gateway."""
+
+from pydantic import Field
+
+from deepflow.config import ServiceConfig
+from services.gateway.schema.limits import Limits
+
+
+class GatewayConfig(ServiceConfig):
+    port: int = Field(8000, ge=0, le=65535, description="HTTP port; 0 = a free one.")
+
+    body_bytes_max: int = Field(
+        4 * 1024 * 1024, ge=1024, description="Largest request body; a larger one gets 413."
+    )
+    head_bytes_max: int = Field(
+        32 * 1024, ge=1024, description="Request line and headers together; more gets 431."
+    )
+    json_depth_max: int = Field(
+        64, ge=4, le=512, description="Deepest nesting of arrays and objects in a body."
+    )
+    request_read_seconds_max: float = Field(
+        30.0, gt=0, description="A request must have arrived whole within this time."
+    )
+    keep_alive_seconds: float = Field(
+        65.0, gt=0, description="An idle connection is kept for this long."
+    )
+    connections_max: int = Field(
+        8192, ge=1, description="Open client connections; one more gets 503."
+    )
+
+    n_max: int = Field(16, ge=1, description="Largest n, the choices per prompt.")
+    prompts_max: int = Field(64, ge=1, description="Prompts in one completion request.")
+    choices_max: int = Field(128, ge=1, description="Prompts times n of one request.")
+    messages_max: int = Field(4096, ge=1, description="Messages in one chat request.")
+    stop_strings_max: int = Field(4, ge=1, description="Stop strings of one request.")
+    stop_characters_max: int = Field(256, ge=1, description="Characters of one stop string.")
+
+    jobs_max: int = Field(
+        4096, ge=1, description="Jobs of this gateway that run or wait; one more gets 503."
+    )
+    admission_seconds_max: float = Field(
+        10.0, gt=0, description="How long a job executor may take to admit or refuse a job."
+    )
+    job_seconds_max: float = Field(
+        600.0, gt=0, description="Deadline of one request, from its arrival to its last byte."
+    )
+    token_window: int = Field(
+        1024,
+        ge=2,
+        description="Tokens per choice that may be on their way to a client that reads slowly.",
+    )
+    link_hello_seconds_max: float = Field(
+        5.0, gt=0, description="How long a job executor may take to accept the stream."
+    )
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(
+            n=self.n_max,
+            prompts=self.prompts_max,
+            choices=self.choices_max,
+            messages=self.messages_max,
+            stop_strings=self.stop_strings_max,
+            stop_characters=self.stop_characters_max,
+        )

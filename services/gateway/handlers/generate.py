@@ -1,0 +1,242 @@
+"""POST /v1/chat/completions and /v1/completions: one request, one job, one answer."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from deepflow import clock, ids
+from deepflow.errors import Cancelled, DeadlineExceeded, Unavailable
+from deepflow.lifecycle import Lifecycle
+from deepflow.telemetry import Span, Tracing
+from deepflow.v1 import jobs_pb2 as jobs
+from services.gateway import metrics
+from services.gateway.catalog import RETRY_AFTER_SECONDS, Catalog
+from services.gateway.config import GatewayConfig
+from services.gateway.http.exchange import Exchange
+from services.gateway.jobs import make_job
+from services.gateway.links.links import Links
+from services.gateway.links.run import Answer, JobRun
+from services.gateway.schema.body import parse_object
+from services.gateway.schema.completion import check_token_ids
+from services.gateway.schema.limits import Limits
+from services.gateway.schema.request import GenerationRequest, read_chat, read_completion
+from services.gateway.streaming.events import EventFormat
+from services.gateway.streaming.live import LiveAnswer
+from services.gateway.streaming.usage import UsageSum
+from services.gateway.streaming.whole import WholeAnswer
+
+# After the deadline, for telling the client so.
+LAST_WORD_SECONDS = 5.0
+
+Read = Callable[[dict[str, Any], Limits], GenerationRequest]
+
+
+class Generation:
+    """Both generating routes; they differ in how they read a body and word an answer."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        lifecycle: Lifecycle,
+        links: Links,
+        catalog: Callable[[], Catalog],
+        tracing: Tracing,
+    ) -> None:
+        self._config = config
+        self._limits = config.limits
+        self._lifecycle = lifecycle
+        self._links = links
+        self._catalog = catalog
+        self._tracing = tracing
+        self.job_count = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    async def chat(self, exchange: Exchange) -> None:
+        await self._generate(exchange, read_chat)
+
+    async def completion(self, exchange: Exchange) -> None:
+        await self._generate(exchange, read_completion)
+
+    async def _generate(self, exchange: Exchange, read: Read) -> None:
+        arrived = clock.monotonic()
+        self._require_room()
+        self.job_count += 1
+        self.idle.clear()
+        try:
+            request = await self._read(exchange, read)
+            path = exchange.path
+            with self._tracing.span("gateway.request", exchange.trace(), path=path) as span:
+                await self._run(exchange, request, span, arrived)
+        finally:
+            self.job_count -= 1
+            if not self.job_count:
+                self.idle.set()
+
+    async def _read(self, exchange: Exchange, read: Read) -> GenerationRequest:
+        body = await exchange.read_json_bytes(self._config.body_bytes_max)
+        request = read(parse_object(body, self._config.json_depth_max), self._limits)
+        self._require_model(request)
+        exchange.notes |= {"model": request.model, "stream": request.stream}
+        if request.user:
+            exchange.notes["user"] = request.user
+        return request
+
+    def _require_room(self) -> None:
+        if self._lifecycle.is_draining:
+            raise _unavailable("this gateway is shutting down; try again", "draining")
+        if self.job_count >= self._config.jobs_max:
+            raise _unavailable("too many requests are running; try again in a moment", "overloaded")
+
+    def _require_model(self, request: GenerationRequest) -> None:
+        catalog = self._catalog()
+        deployment = catalog.deployment(request.model)
+        vocab_size = deployment.facts.vocab_size
+        if vocab_size and isinstance(request.work, jobs.CompletionInput):
+            check_token_ids(request.work, vocab_size)
+        catalog.require_served(request.model)
+
+    async def _run(
+        self, exchange: Exchange, request: GenerationRequest, span: Span, arrived: float
+    ) -> None:
+        job = make_job(
+            request,
+            request_id=exchange.request_id,
+            trace=span.context,
+            seconds_max=self._config.job_seconds_max,
+        )
+        span.set(job=job.id, model=request.model)
+        exchange.notes |= {"job": job.id, "trace": span.trace_id}
+        reply = _Reply(exchange, request, arrived)
+        link = self._links.least_loaded()
+        run = link.submit(job, request.choices, reply.answer, self._config.token_window)
+        seconds = self._config.job_seconds_max
+        deadline = asyncio.get_running_loop().call_later(seconds, run.fail, _too_late(seconds))
+        leaving = asyncio.create_task(_leave_with_client(exchange, run))
+        try:
+            # The deadline ends a job; only a client that reads nothing lasts longer.
+            async with asyncio.timeout(seconds + LAST_WORD_SECONDS):
+                await self._admit(run)
+                await reply.send(run)
+        except TimeoutError as error:
+            raise _too_late(seconds) from error
+        finally:
+            deadline.cancel()
+            leaving.cancel()
+            link.release(run)
+            reply.close(run, span)
+
+    async def _admit(self, run: JobRun) -> None:
+        try:
+            await run.admission(self._config.admission_seconds_max)
+        except TimeoutError as error:
+            raise _unavailable("no place was found in time; try again", "not_admitted") from error
+
+
+class _Reply:
+    """Sends one admitted job's answer, streamed or whole."""
+
+    def __init__(self, exchange: Exchange, request: GenerationRequest, arrived: float) -> None:
+        self._exchange = exchange
+        self._request = request
+        self._arrived = arrived
+        self._id = ids.new_id("chatcmpl" if request.is_chat else "cmpl")
+        self._created = int(time.time())
+        self._usage = UsageSum(request.n)
+        self._live: LiveAnswer | None = None
+        if request.stream:
+            self._live = LiveAnswer(
+                self._format(),
+                self._usage,
+                include_usage=request.include_usage,
+                with_ids=request.return_token_ids,
+            )
+        else:
+            self._whole = WholeAnswer(
+                request.choices,
+                self._usage,
+                is_chat=request.is_chat,
+                with_ids=request.return_token_ids,
+            )
+
+    @property
+    def answer(self) -> Answer:
+        return self._live or self._whole
+
+    async def send(self, run: JobRun) -> None:
+        if self._live is not None:
+            await self._send_live(run, self._live)
+        else:
+            await self._send_whole(run, self._whole)
+
+    def close(self, run: JobRun, span: Span) -> None:
+        """Record how it went."""
+        notes = self._exchange.notes
+        notes["tokens"] = self._usage.completion_tokens
+        span.set(tokens=self._usage.completion_tokens)
+        if error := notes.get("error"):
+            span.fail(error)
+        if run.first_token_at:
+            seconds = run.first_token_at - self._arrived
+            metrics.FIRST_TOKEN_SECONDS.observe(seconds)
+            notes["first_token_ms"] = round(seconds * 1000, 2)
+
+    def _format(self) -> EventFormat:
+        return EventFormat(
+            is_chat=self._request.is_chat,
+            answer_id=self._id,
+            created=self._created,
+            model=self._request.model,
+            choices=self._request.choices,
+            include_usage=self._request.include_usage,
+        )
+
+    async def _send_live(self, run: JobRun, answer: LiveAnswer) -> None:
+        await self._exchange.start_events()
+        if self._request.is_chat:
+            await self._exchange.send(_piece(answer.roles(self._request.choices)))
+        await self._pass_on(run, answer)
+        failure = run.failure or answer.failure
+        if isinstance(failure, Cancelled):
+            raise failure
+        if failure is not None:
+            self._exchange.notes["error"] = failure.reason
+        await self._exchange.send(
+            {"type": "http.response.body", "body": answer.ending(failure), "more_body": False}
+        )
+
+    async def _pass_on(self, run: JobRun, answer: LiveAnswer) -> None:
+        """Let the link push while the client keeps up; wait for the client where it does not."""
+        while not run.is_over and answer.failure is None:
+            if answer.has_events:
+                await self._exchange.send(_piece(answer.take()))
+                continue
+            run.passed_on()
+            answer.push = self._exchange.push
+            await run.arrival()
+
+    async def _send_whole(self, run: JobRun, answer: WholeAnswer) -> None:
+        while not run.is_over and answer.failure is None:
+            await run.arrival()
+        if failure := run.failure or answer.failure:
+            raise failure
+        document = answer.document(self._id, self._created, self._request.model)
+        await self._exchange.respond_json(document)
+
+
+def _piece(body: bytes) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": body, "more_body": True}
+
+
+async def _leave_with_client(exchange: Exchange, run: JobRun) -> None:
+    await exchange.disconnection()
+    run.leave()
+
+
+def _unavailable(message: str, reason: str) -> Unavailable:
+    return Unavailable(message, reason=reason, retry_after_seconds=RETRY_AFTER_SECONDS)
+
+
+def _too_late(seconds: float) -> DeadlineExceeded:
+    return DeadlineExceeded(f"the answer was not complete after {seconds:g} s")

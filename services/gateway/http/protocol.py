@@ -1,0 +1,114 @@
+"""Uvicorn's HTTP/1.1 protocol with the bounds that it lacks."""
+
+from asyncio import Transport
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from deepflow.errors import (
+    DeepFlowError,
+    InvalidRequest,
+    TooLarge,
+    Unavailable,
+    openai_error,
+)
+from services.gateway.config import GatewayConfig
+from services.gateway.http.exchange import ABORT, PUSH, encode
+
+
+def bounded_protocol(settings: GatewayConfig) -> type[HttpToolsProtocol]:
+    """The protocol class for one listener."""
+    return type("GatewayProtocol", (_BoundedProtocol,), {"settings": settings})
+
+
+class _BoundedProtocol(HttpToolsProtocol):
+    """Head size, time to send a request and number of connections are bounded."""
+
+    settings: GatewayConfig
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._head_bytes = 0
+        self._is_in_head = True
+        self._reading: Any = None
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_request()
+        if len(self.connections) > self.settings.connections_max:
+            self._refuse(b"503 Service Unavailable", _TOO_MANY)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._request_arrived()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        # A head that is complete has cleared the count; only what is unfinished can be too long.
+        if self._is_in_head and self._head_bytes > self.settings.head_bytes_max:
+            self._refuse(b"431 Request Header Fields Too Large", _HEAD_TOO_LARGE)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {
+            PUSH: self.push,  # type: ignore[dict-item]
+            ABORT: self.transport.abort,  # type: ignore[dict-item]
+        }
+        if self._reading is None:
+            self._expect_request()
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        self._head_bytes = 0
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._is_in_head = True
+        self._request_arrived()
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(b"400 Bad Request", _MALFORMED)
+
+    def push(self, body: bytes) -> bool:
+        """Write one piece of a chunked answer that has begun; False while the client lags behind.
+
+        What `send` does for a piece, without a coroutine: this runs once per token.
+        """
+        if self.flow.write_paused:
+            return False
+        if not self.transport.is_closing():
+            self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        return True
+
+    def _expect_request(self) -> None:
+        self._reading = self.loop.call_later(
+            self.settings.request_read_seconds_max, self._request_is_late
+        )
+
+    def _request_arrived(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    def _request_is_late(self) -> None:
+        self._reading = None
+        self.transport.abort()
+
+    def _refuse(self, status: bytes, error: DeepFlowError) -> None:
+        """Answer below ASGI, and hang up."""
+        if self.transport.is_closing():
+            return
+        body = encode(openai_error(error))
+        self.transport.write(
+            b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+            b"retry-after: 1\r\nconnection: close\r\n\r\n%s" % (status, len(body), body)
+        )
+        self.transport.close()
+
+
+_TOO_MANY = Unavailable("too many connections; try again in a moment", reason="overloaded")
+_HEAD_TOO_LARGE = TooLarge("the request line and headers are too long", reason="head_too_large")
+_MALFORMED = InvalidRequest("this is not an HTTP/1.1 request", reason="malformed_http")

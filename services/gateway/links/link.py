@@ -1,0 +1,182 @@
+"""The stream to one job executor. It carries every job that this gateway gave to it."""
+
+import asyncio
+import itertools
+import logging
+import random
+from collections.abc import Callable
+
+import grpc.aio
+
+from deepflow.errors import DeepFlowError, Internal, Unavailable, from_proto
+from deepflow.rpc import Peer, translate
+from deepflow.v1 import cluster_pb2 as cluster
+from deepflow.v1 import jobs_pb2 as jobs
+from deepflow.v1.jobs_pb2_grpc import JobExecutorServiceStub
+from services.gateway import metrics
+from services.gateway.links.outbox import Outbox
+from services.gateway.links.run import Answer, JobRun
+
+log = logging.getLogger(__name__)
+
+RETRY_FIRST_SECONDS = 0.05
+RETRY_MAX_SECONDS = 1.0
+RETRY_AFTER_SECONDS = 1.0
+
+Call = grpc.aio.StreamStreamCall[jobs.JobsRequest, jobs.JobsResponse]
+
+
+class JobExecutorLink:
+    """Opens its stream again and again until closed; `is_up` while jobs can be submitted."""
+
+    def __init__(
+        self,
+        member: cluster.Member,
+        *,
+        token: str,
+        hello: jobs.JobsHello,
+        hello_seconds_max: float,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.member = member
+        self.is_up = False
+        # Takes no new job; goes when its jobs have ended.
+        self.is_retired = False
+        self.runs: dict[int, JobRun] = {}
+        self._peer = Peer(member.address, token)
+        self._hello = hello
+        self._hello_seconds_max = hello_seconds_max
+        self._on_change = on_change
+        self._handles = itertools.count(1)
+        self._outbox: Outbox | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._keep_open())
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self._peer.close()
+
+    def submit(self, job: jobs.Job, choices: int, answer: Answer, token_window: int) -> JobRun:
+        """Hand a job over; the caller must `release` the run, whatever happens."""
+        handle = next(self._handles)
+        submit = jobs.SubmitJob(handle=handle, job=job, token_window=token_window)
+        run = self.runs[handle] = JobRun(submit, choices, answer, self._post)
+        self._post(jobs.JobsRequest(submit=submit))
+        return run
+
+    def release(self, run: JobRun) -> None:
+        """The caller is done with it; a job that still runs is cancelled at once."""
+        if self.runs.pop(run.handle, None) is None:
+            return
+        if self.is_up and run.open_choices > 0:
+            self._post(jobs.JobsRequest(cancel=jobs.CancelJob(handle=run.handle)))
+        if self.is_retired and not self.runs:
+            self._on_change()
+
+    def _post(self, request: jobs.JobsRequest) -> None:
+        if self._outbox is not None:
+            self._outbox.post(request)
+
+    async def _keep_open(self) -> None:
+        pause = RETRY_FIRST_SECONDS
+        while True:
+            try:
+                await self._serve_one_stream()
+                pause = RETRY_FIRST_SECONDS
+                failure: DeepFlowError = Unavailable("it closed the stream")
+            except grpc.aio.AioRpcError as error:
+                failure = translate(error)
+            except TimeoutError:
+                failure = Unavailable(f"no welcome within {self._hello_seconds_max:g} s")
+            except ValueError as error:
+                failure = Internal(f"it sent columns of unequal length: {error}")
+            finally:
+                was_up = self.is_up
+                self._fall()
+            log.info("stream to job executor %s ended: %s", self.member.id, failure)
+            if was_up:
+                pause = RETRY_FIRST_SECONDS
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, RETRY_MAX_SECONDS)
+
+    async def _serve_one_stream(self) -> None:
+        stub = JobExecutorServiceStub(self._peer.channel)
+        outbox = Outbox(self._hello)
+        call: Call = stub.Jobs(outbox.requests(), metadata=self._peer.metadata, wait_for_ready=True)
+        try:
+            async with asyncio.timeout(self._hello_seconds_max):
+                welcome = await call.read()
+            if not isinstance(welcome, jobs.JobsResponse):
+                return
+            self._outbox = outbox
+            self._rise(welcome.welcome)
+            while isinstance(response := await call.read(), jobs.JobsResponse):
+                self._receive(response)
+        finally:
+            self._outbox = None
+            outbox.close()
+            call.cancel()
+
+    def _rise(self, welcome: jobs.JobsWelcome) -> None:
+        log.info("stream to job executor %s is up", welcome.job_executor_id)
+        self.is_up = True
+        metrics.LINKS_UP.inc()
+        self._on_change()
+
+    def _fall(self) -> None:
+        if not self.is_up:
+            return
+        self.is_up = False
+        metrics.LINKS_UP.dec()
+        failure = Unavailable(
+            f"the job executor {self.member.id} went away; try again",
+            reason="job_executor_lost",
+            retry_after_seconds=RETRY_AFTER_SECONDS,
+        )
+        runs, self.runs = self.runs, {}
+        for run in runs.values():
+            run.fail(failure)
+        self._on_change()
+
+    def _receive(self, response: jobs.JobsResponse) -> None:
+        kind = response.WhichOneof("kind")
+        if kind == "tokens":
+            self._deliver(response.tokens)
+        elif kind == "admitted":
+            if run := self.runs.get(response.admitted.handle):
+                run.admit()
+        elif kind == "refused" and (run := self.runs.get(response.refused.handle)):
+            # Over for the job executor as well: nothing is left to cancel.
+            run.fail(from_proto(response.refused.error))
+            run.open_choices = 0
+
+    def _deliver(self, batch: jobs.JobTokenBatch) -> None:
+        """Give every job its share of a batch, then let each pass its share on, once."""
+        runs = self.runs
+        texts, ids = list(batch.texts), list(batch.token_ids)
+        metrics.TOKENS.inc(len(ids))
+        touched: list[JobRun] = []
+        start = 0
+        # Entries of jobs that were cancelled on the way find no run and are skipped.
+        for handle, choice, first, count in zip(
+            batch.handles,
+            batch.choice_indexes,
+            batch.first_token_indexes,
+            batch.token_counts,
+            strict=True,
+        ):
+            end = start + count
+            run = runs.get(handle)
+            if run is not None and run.take(choice, first, texts[start:end], ids[start:end]):
+                touched.append(run)
+            start = end
+        for finished in batch.finished:
+            run = runs.get(finished.handle)
+            if run is not None and run.finish(finished):
+                touched.append(run)
+        for run in touched:
+            run.flush()

@@ -1,0 +1,183 @@
+"""One job on one link: what has arrived of it, and how far it may run ahead of its client."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from deepflow import clock
+from deepflow.errors import Cancelled, DeepFlowError, Internal
+from deepflow.v1 import jobs_pb2 as jobs
+
+# Stands for the next index of a choice that has ended: no token carries it.
+FINISHED = -1
+
+
+class Answer(Protocol):
+    """Where the tokens of a job go. Called by the link's reader: quick, and never raising."""
+
+    def tokens(self, choice: int, texts: Sequence[str], token_ids: Sequence[int]) -> None: ...
+
+    def finished(self, choice: jobs.ChoiceFinished) -> None: ...
+
+    def flush(self) -> bool:
+        """Pass on what has come; False where that must wait for the client."""
+
+
+class JobRun:
+    """The link pushes into it, one request handler waits on it.
+
+    Tokens flow from the link's reader straight to the client. The handler is woken only for what
+    is rare: admission, the end, a failure, a client that reads too slowly.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_credit_due_at",
+        "_half_window",
+        "_is_touched",
+        "_limits",
+        "_next_indexes",
+        "_send",
+        "_taken",
+        "_waiter",
+        "_window",
+        "admitted",
+        "failure",
+        "first_token_at",
+        "handle",
+        "open_choices",
+    )
+
+    def __init__(
+        self,
+        submit: jobs.SubmitJob,
+        choices: int,
+        answer: Answer,
+        send: Callable[[jobs.JobsRequest], None],
+    ) -> None:
+        self.handle = submit.handle
+        self.open_choices = choices
+        self.admitted = False
+        self.failure: DeepFlowError | None = None
+        # Monotonic seconds; 0 before the first token.
+        self.first_token_at = 0.0
+        self._answer = answer
+        self._send = send
+        self._waiter: asyncio.Future[None] | None = None
+        self._is_touched = False
+        self._next_indexes = [0] * choices
+        self._window = submit.token_window
+        self._limits = [submit.token_window] * choices
+        self._half_window = max(submit.token_window // 2, 1)
+        self._taken = 0
+        longest = submit.job.sampling.max_tokens
+        never = bool(longest) and longest <= submit.token_window
+        self._credit_due_at = 2**62 if never else self._half_window
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing more will come."""
+        return self.open_choices == 0 or self.failure is not None
+
+    # The link's side.
+
+    def admit(self) -> None:
+        self.admitted = True
+        self._wake()
+
+    def take(self, choice: int, first: int, texts: Sequence[str], ids: Sequence[int]) -> bool:
+        """Tokens of one choice, which must continue what came before.
+
+        Answers whether the run is to be flushed at the end of the batch and was not yet.
+        """
+        indexes, count = self._next_indexes, len(ids)
+        if choice >= len(indexes) or indexes[choice] != first or len(texts) != count:
+            self.fail(_broken("tokens out of order", choice, first))
+            return False
+        if first + count > self._limits[choice]:
+            self.fail(_broken("more tokens than its window allows", choice, first))
+            return False
+        indexes[choice] = first + count
+        self._taken += count
+        self._answer.tokens(choice, texts, ids)
+        return self._touch()
+
+    def finish(self, finished: jobs.ChoiceFinished) -> bool:
+        """One choice has ended; answers as `take` does."""
+        choice, indexes = finished.choice_index, self._next_indexes
+        if choice >= len(indexes) or indexes[choice] == FINISHED:
+            self.fail(_broken("an end that nothing began", choice, 0))
+            return False
+        indexes[choice] = FINISHED
+        self.open_choices -= 1
+        self._answer.finished(finished)
+        self._wake()
+        return self._touch()
+
+    def flush(self) -> None:
+        """The batch is complete. What ends an answer is left to the handler, in one piece."""
+        self._is_touched = False
+        if not self.first_token_at:
+            self.first_token_at = clock.monotonic()
+        if self.open_choices == 0 or self.failure is not None:
+            return
+        if not self._answer.flush():
+            self._wake()
+        elif self._taken >= self._credit_due_at:
+            self.passed_on()
+
+    def _touch(self) -> bool:
+        is_first, self._is_touched = not self._is_touched, True
+        return is_first
+
+    def fail(self, failure: DeepFlowError) -> None:
+        """The first failure counts; an answer that is complete cannot fail any more."""
+        if not self.is_over:
+            self.failure = failure
+            self._wake()
+
+    def leave(self) -> None:
+        self.fail(Cancelled("the client closed the connection"))
+
+    # The handler's side.
+
+    async def admission(self, seconds_max: float) -> None:
+        """Return when the job was admitted; raises what refused it, or TimeoutError."""
+        async with asyncio.timeout(seconds_max):
+            while not self.admitted and not self.is_over:
+                await self.arrival()
+        if self.failure is not None:
+            raise self.failure
+
+    async def arrival(self) -> None:
+        """Wait until something new has come."""
+        waiter = self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+
+    def passed_on(self) -> None:
+        """Everything that came is with the client: let the job run on."""
+        if self._taken < self._credit_due_at or self.is_over:
+            return
+        self._credit_due_at = self._taken + self._half_window
+        for choice, index in enumerate(self._next_indexes):
+            if index + self._window - self._limits[choice] >= self._half_window:
+                self._limits[choice] = index + self._window
+                credit = jobs.JobCredit(
+                    handle=self.handle, choice_index=choice, delivered_tokens=index
+                )
+                self._send(jobs.JobsRequest(credit=credit))
+
+    def _wake(self) -> None:
+        if (waiter := self._waiter) is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+def _broken(what: str, choice: int, first: int) -> Internal:
+    return Internal(
+        f"the job executor sent {what} (choice {choice}, index {first})", reason="broken_stream"
+    )

@@ -1,0 +1,88 @@
+"""/openapi.json, made from the same tables that validate."""
+
+import functools
+from typing import Any
+
+from deepflow import __version__
+from services.gateway.schema.chat import CHAT
+from services.gateway.schema.completion import COMPLETION
+from services.gateway.schema.fields import Fields, schema_of
+
+_ERROR = {
+    "type": "object",
+    "properties": {
+        "error": {
+            "type": "object",
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+_ERRORS = {
+    "400": "The request is wrong; `param` names the field.",
+    "404": "No such model.",
+    "413": "The body is too large.",
+    "503": "Nobody can serve this right now; come back after Retry-After.",
+    "504": "The deadline passed.",
+}
+
+
+@functools.cache
+def openapi_document() -> dict[str, Any]:
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "DeepFlow", "version": __version__},
+        "paths": {
+            "/v1/models": {"get": _plain("List the models")},
+            "/v1/models/{model}": {"get": _plain("One model", parameter="model")},
+            "/v1/chat/completions": {
+                "post": _generating("Answer a conversation", CHAT, ["model", "messages"])
+            },
+            "/v1/completions": {
+                "post": _generating("Continue prompts", COMPLETION, ["model", "prompt"])
+            },
+            "/health": {"get": _plain("Is the process alive")},
+            "/ready": {"get": _plain("Does it take requests")},
+            "/metrics": {"get": _plain("Prometheus metrics")},
+        },
+        "components": {"schemas": {"Error": _ERROR}},
+    }
+
+
+def _plain(summary: str, parameter: str = "") -> dict[str, Any]:
+    operation: dict[str, Any] = {"summary": summary, "responses": {"200": {"description": "OK"}}}
+    if parameter:
+        operation["parameters"] = [
+            {"name": parameter, "in": "path", "required": True, "schema": {"type": "string"}}
+        ]
+    return operation
+
+
+def _generating(summary: str, fields: Fields, required: list[str]) -> dict[str, Any]:
+    properties = schema_of(fields.honoured)
+    for inert in fields.inert:
+        allowed: dict[str, Any] = {"enum": list(inert.values)} if inert.values else {}
+        properties[inert.name] = {
+            **allowed,
+            "description": f"Accepted without effect. {inert.meaning}",
+        }
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
+    return {
+        "summary": summary,
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        "responses": {"200": {"description": "OK"}, **_error_responses()},
+    }
+
+
+def _error_responses() -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {status: {"description": text, "content": content} for status, text in _ERRORS.items()}

@@ -1,0 +1,94 @@
+"""Readers of single values: they answer the value or name the field that is wrong.
+
+Nothing is coerced: "5" is not 5 and true is not 1.
+"""
+
+import math
+from typing import Any
+
+from deepflow.errors import InvalidRequest
+
+_WORDS: dict[type, str] = {
+    str: "a string",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a number",
+    list: "an array",
+    dict: "an object",
+    type(None): "null",
+}
+
+
+def word(value: Any) -> str:
+    return _WORDS[type(value)]
+
+
+def wrong_type(param: str, wanted: str, value: Any) -> InvalidRequest:
+    return InvalidRequest(
+        f"'{param}' must be {wanted}, not {word(value)}", param=param, reason="invalid_type"
+    )
+
+
+def out_of_range(param: str, wanted: str, value: Any) -> InvalidRequest:
+    shown = str(value)
+    shown = shown if len(shown) <= 40 else shown[:37] + "..."
+    return InvalidRequest(
+        f"'{param}' must be {wanted}, not {shown}", param=param, reason="out_of_range"
+    )
+
+
+def missing(param: str, wanted: str) -> InvalidRequest:
+    return InvalidRequest(f"'{param}' is required: {wanted}", param=param, reason="missing_field")
+
+
+def string(value: Any, param: str) -> str:
+    if type(value) is not str:
+        raise wrong_type(param, "a string", value)
+    return value
+
+
+def name(value: Any, param: str, characters_max: int) -> str:
+    text = string(value, param)
+    if not 1 <= len(text) <= characters_max:
+        raise out_of_range(param, f"a string of 1 to {characters_max} characters", repr(text))
+    return text
+
+
+def boolean(value: Any, param: str) -> bool:
+    if type(value) is not bool:
+        raise wrong_type(param, "true or false", value)
+    return value
+
+
+def integer(value: Any, param: str, minimum: int, maximum: int) -> int:
+    if type(value) is not int:
+        raise wrong_type(param, "an integer", value)
+    if not minimum <= value <= maximum:
+        raise out_of_range(param, f"between {minimum} and {maximum}", value)
+    return value
+
+
+def number(value: Any, param: str, minimum: float, maximum: float) -> float:
+    if type(value) is not int and type(value) is not float:
+        raise wrong_type(param, "a number", value)
+    if not minimum <= value <= maximum or math.isnan(value):
+        raise out_of_range(param, f"between {minimum:g} and {maximum:g}", value)
+    return float(value)
+
+
+def array(value: Any, param: str, items_max: int) -> list[Any]:
+    if type(value) is not list:
+        raise wrong_type(param, "an array", value)
+    if not value:
+        raise InvalidRequest(
+            f"'{param}' is empty; it needs at least one item", param=param, reason="empty"
+        )
+    if len(value) > items_max:
+        raise out_of_range(param, f"an array of at most {items_max} items", len(value))
+    return value
+
+
+def mapping(value: Any, param: str) -> dict[str, Any]:
+    if type(value) is not dict:
+        raise wrong_type(param, "an object", value)
+    return value

@@ -1,0 +1,46 @@
+"""Every setting of a task executor."""
+
+from pydantic import Field
+
+from deepflow.config import MeshServiceConfig
+
+
+class TaskExecutorConfig(MeshServiceConfig):
+    """The shell's own settings and those it hands to its engine."""
+
+    preload: str = Field(
+        "",
+        pattern="^(|torch)$",
+        description="What the engine imports before it knows its model: torch, or nothing.",
+    )
+    threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 = torch's choice.")
+    kv_blocks: int = Field(0, ge=0, description="KV blocks to hold; 0 = derived from memory.")
+    max_sequences: int = Field(
+        0, ge=0, description="Sequences in one batch; 0 = the device's default."
+    )
+    max_step_tokens: int = Field(
+        0, ge=0, description="Token positions computed in one step; 0 = the device's default."
+    )
+    max_tasks: int = Field(
+        4096, ge=1, description="Tasks accepted at a time; one more is refused with a retry hint."
+    )
+    hang_factor: float = Field(
+        20.0, gt=1, description="A step that takes this many times its prediction is a hang."
+    )
+    hang_floor_seconds: float = Field(
+        30.0, gt=0, description="No step shorter than this is ever called a hang."
+    )
+    load_timeout_seconds: float = Field(
+        900.0, gt=0, description="A model that is not loaded by then has failed to load."
+    )
+
+    @property
+    def engine_settings(self) -> dict[str, int]:
+        """What the engine is told beside its model: only what was set."""
+        wanted = {
+            "threads": self.threads,
+            "kv_blocks": self.kv_blocks,
+            "max_sequences": self.max_sequences,
+            "max_step_tokens": self.max_step_tokens,
+        }
+        return {name: value for name, value in wanted.items() if value}

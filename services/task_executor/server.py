@@ -1,0 +1,117 @@
+"""The composition root of a task executor: builds the shell's parts and serves them."""
+
+import logging
+import os
+
+from deepflow import rpc
+from deepflow.bus import Bus
+from deepflow.health import HealthServer
+from deepflow.ids import new_id, new_incarnation
+from deepflow.lifecycle import Lifecycle
+from deepflow.membership import Membership
+from deepflow.telemetry import Tracing
+from deepflow.v1 import cluster_pb2, events_pb2
+from deepflow.v1 import types_pb2 as types
+from deepflow.v1.tasks_pb2_grpc import add_TaskExecutorServiceServicer_to_server
+from services.task_executor.config import TaskExecutorConfig
+from services.task_executor.shell.engine import EngineProcess
+from services.task_executor.shell.kv_events import KvEventPublisher
+from services.task_executor.shell.load import LoadMeter
+from services.task_executor.shell.metrics import ShellMetrics
+from services.task_executor.shell.models import ModelHolder
+from services.task_executor.shell.peers import Peers
+from services.task_executor.shell.servicer import TaskExecutorServicer
+from services.task_executor.shell.tasks import TaskStreams
+
+log = logging.getLogger(__name__)
+
+
+class TaskExecutorServer:
+    """One task executor: the shell in this process, the engine in a child of it."""
+
+    def __init__(self, config: TaskExecutorConfig) -> None:
+        self.config = config
+        self.id = config.id or new_id("te")
+        self.incarnation = new_incarnation()
+        self.lifecycle = Lifecycle()
+        self._tracing = Tracing("task_executor", config.otlp_endpoint)
+        self._health = HealthServer(self.lifecycle)
+        self._bus = Bus(config, self.id)
+        self._peers = Peers()
+        self._meter = LoadMeter()
+        self._metrics = ShellMetrics(self._meter)
+        self._kv_events = KvEventPublisher(self._bus, self.id, self.incarnation)
+        self.engine = EngineProcess(config)
+        self.models = ModelHolder(config, self.engine, self.lifecycle)
+        self._server = rpc.new_server(config.cluster_token)
+        self._membership: Membership | None = None
+        self.address = ""
+
+    async def start(self) -> None:
+        await self._health.start(self.config.host, self.config.health_port)
+        self._wire_engine()
+        self.engine.start()
+        await self._listen()
+        self._bus.start()
+        self._kv_events.start()
+        await self._join()
+        self.lifecycle.to(types.LIFECYCLE_STATE_BLANK)
+
+    async def drain(self) -> None:
+        """Readiness is false by now, so nothing new is taken; wait for what runs."""
+        await self._peers.wait_idle()
+
+    async def stop(self) -> None:
+        if self._membership is not None:
+            await self._membership.close()
+        await self._server.stop(grace=0.5)
+        await self.models.close()
+        await self.engine.close()
+        await self._kv_events.close()
+        await self._bus.close()
+        await self._health.close()
+        self._tracing.close()
+
+    def _wire_engine(self) -> None:
+        """Who hears what of the engine."""
+        self.engine.on_step.append(self._peers.deliver)
+        self.engine.on_step.append(self._meter.add)
+        self.engine.on_step.append(lambda output: self._kv_events.add(output.kv_changes))
+        self.engine.on_lost.append(self._peers.fail_all)
+        self.engine.on_lost.append(lambda _: self._kv_events.cleared())
+        self.engine.on_lost.append(lambda _: self._meter.reset())
+        self.engine.on_loaded.append(self._meter.loaded)
+
+    async def _listen(self) -> None:
+        streams = TaskStreams(
+            self._peers,
+            self.engine,
+            self.lifecycle,
+            self._tracing,
+            task_executor_id=self.id,
+            incarnation=self.incarnation,
+            tasks_max=self.config.max_tasks,
+        )
+        servicer = TaskExecutorServicer(streams, self.models)
+        add_TaskExecutorServiceServicer_to_server(servicer, self._server)
+        port = await rpc.listen(self._server, self.config.host, self.config.port)
+        self.address = f"{self.config.advertised_host}:{port}"
+
+    async def _join(self) -> None:
+        member = cluster_pb2.Member(
+            id=self.id,
+            kind=types.MEMBER_KIND_TASK_EXECUTOR,
+            incarnation=self.incarnation,
+            address=self.address,
+            health_address=f"{self.config.advertised_host}:{self._health.port}",
+            pid=os.getpid(),
+        )
+        self._membership = Membership(
+            self.config, self._bus, self.lifecycle, member=member, load=self._fill_load
+        )
+        self.models.show_on(member)
+        await self._membership.start()
+
+    def _fill_load(self, beat: events_pb2.Heartbeat) -> None:
+        self._meter.fill(beat.load)
+        beat.last_kv_seq = self._kv_events.last_seq

@@ -1,0 +1,64 @@
+"""Numbers what enters and leaves the prefix index and tells whoever keeps a prompt tree.
+
+Every number is used once per incarnation, also for an event that could not be sent: a listener
+sees the gap, in the next event or in the heartbeat's last_kv_seq, and asks for a snapshot.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from deepflow.bus import Bus
+from deepflow.v1 import events_pb2
+from services.task_executor.flowserve.messages import KvChange
+from services.task_executor.shell.translate import to_kv_event
+
+KV_SUBJECT = "deepflow.kv"
+GATHER_SECONDS = 0.02
+PENDING_EVENTS_MAX = 10_000
+
+
+class KvEventPublisher:
+    """Gathers the changes of many steps into few messages."""
+
+    def __init__(self, bus: Bus, task_executor_id: str, incarnation: int) -> None:
+        self._bus = bus
+        self._id = task_executor_id
+        self._incarnation = incarnation
+        self._pending: list[events_pb2.KvEvent] = []
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.last_seq = 0
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._publish())
+
+    def add(self, changes: Sequence[KvChange]) -> None:
+        self._append([to_kv_event(change) for change in changes])
+
+    def cleared(self) -> None:
+        """The engine lost every block: it died or changed its model."""
+        self._append([events_pb2.KvEvent(cleared=True)])
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _append(self, events: list[events_pb2.KvEvent]) -> None:
+        self._pending += events
+        self.last_seq += len(events)
+        del self._pending[:-PENDING_EVENTS_MAX]  # the oldest go first; their numbers tell
+        self._wake.set()
+
+    async def _publish(self) -> None:
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(GATHER_SECONDS)
+            self._wake.clear()
+            events, self._pending = self._pending, []
+            message = events_pb2.KvEvents(
+                task_executor_id=self._id,
+                incarnation=self._incarnation,
+                first_seq=self.last_seq - len(events) + 1,
+                events=events,
+            )
+            await self._bus.publish(f"{KV_SUBJECT}.{self._id}", message)

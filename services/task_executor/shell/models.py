@@ -1,0 +1,109 @@
+"""Which model this task executor holds, and how it comes to hold it."""
+
+import asyncio
+import logging
+
+from deepflow.errors import Conflict, DeepFlowError, InvalidRequest, Unavailable
+from deepflow.lifecycle import Lifecycle
+from deepflow.v1 import cluster_pb2
+from deepflow.v1 import types_pb2 as types
+from services.task_executor.config import TaskExecutorConfig
+from services.task_executor.flowserve.messages import LoadFailed
+from services.task_executor.shell.engine import EngineProcess
+from services.task_executor.shell.translate import to_capabilities, to_load
+
+log = logging.getLogger(__name__)
+
+
+class ModelHolder:
+    """Loads and unloads through the engine; loads again by itself after an engine was lost."""
+
+    def __init__(
+        self, config: TaskExecutorConfig, engine: EngineProcess, lifecycle: Lifecycle
+    ) -> None:
+        self._config = config
+        self._engine = engine
+        self._lifecycle = lifecycle
+        self._deployment: cluster_pb2.Deployment | None = None
+        self._capabilities = cluster_pb2.Capabilities()
+        self._member = cluster_pb2.Member()
+        self._loading: asyncio.Task[cluster_pb2.Capabilities] | None = None
+        engine.on_lost.append(self._engine_lost)
+
+    def show_on(self, member: cluster_pb2.Member) -> None:
+        """Keep this record's deployment and capabilities true from now on."""
+        self._member = member
+
+    async def load(self, deployment: cluster_pb2.Deployment) -> cluster_pb2.Capabilities:
+        """Hold `deployment`; the same one twice is one load. Raises what made it fail."""
+        if self._lifecycle.is_draining:
+            raise Unavailable("this task executor is draining")
+        held = self._deployment
+        if held is not None and held.name != deployment.name:
+            raise Conflict(f"this task executor holds {held.name!r}; unload it first")
+        if held is not None and _is_same_model(held, deployment):
+            if self._loading is not None:
+                return await asyncio.shield(self._loading)
+            return self._capabilities
+        self._deployment = deployment
+        self._loading = asyncio.create_task(self._load(deployment))
+        return await asyncio.shield(self._loading)
+
+    async def unload(self, name: str) -> None:
+        """Drop the model; unknown names are fine, so that a retry is."""
+        if self._deployment is None or self._deployment.name != name:
+            return
+        self._forget()
+        await self._engine.unload()
+        self._lifecycle.to(types.LIFECYCLE_STATE_BLANK)
+
+    async def close(self) -> None:
+        if self._loading is not None:
+            self._loading.cancel()
+
+    async def _load(self, deployment: cluster_pb2.Deployment) -> cluster_pb2.Capabilities:
+        self._member.deployment = deployment.name
+        self._lifecycle.to(types.LIFECYCLE_STATE_LOADING)
+        try:
+            async with asyncio.timeout(self._config.load_timeout_seconds):
+                loaded = await self._engine.load(to_load(deployment, self._config.engine_settings))
+            if isinstance(loaded, LoadFailed):
+                raise InvalidRequest(loaded.message, param="source", reason="load_failed")
+        except (TimeoutError, DeepFlowError) as error:
+            self._forget()
+            self._lifecycle.to(types.LIFECYCLE_STATE_BLANK, f"load failed: {error}")
+            raise
+        finally:
+            self._loading = None
+        self._capabilities = to_capabilities(
+            loaded, deployment.device, self._lifecycle.step_seconds | self._engine.step_seconds
+        )
+        self._member.capabilities.CopyFrom(self._capabilities)
+        self._lifecycle.to(types.LIFECYCLE_STATE_READY)
+        return self._capabilities
+
+    def _forget(self) -> None:
+        self._deployment = None
+        self._member.deployment = ""
+        self._member.ClearField("capabilities")
+
+    def _engine_lost(self, error: DeepFlowError) -> None:
+        """A new engine is on its way: give it the model that the old one held."""
+        if self._deployment is None or self._loading is not None or self._lifecycle.is_draining:
+            return
+        self._loading = asyncio.create_task(self._load(self._deployment))
+        self._loading.add_done_callback(_log_failure)
+
+
+def _is_same_model(held: cluster_pb2.Deployment, wanted: cluster_pb2.Deployment) -> bool:
+    """Whether a change of the record asks for other weights; replicas do not."""
+    return (held.source, held.device, held.facts.model_revision) == (
+        wanted.source,
+        wanted.device,
+        wanted.facts.model_revision,
+    )
+
+
+def _log_failure(task: "asyncio.Task[cluster_pb2.Capabilities]") -> None:
+    if not task.cancelled() and (error := task.exception()):
+        log.error("cannot load the model again: %s", error)

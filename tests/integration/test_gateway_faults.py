@@ -1,0 +1,359 @@
+"""What breaks behind and before the gateway: members, links, clients, itself."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from deepflow.bus import Bus
+from deepflow.errors import Internal, to_proto
+from deepflow.v1 import events_pb2 as events
+from deepflow.v1 import types_pb2 as types
+from services.gateway.config import GatewayConfig
+from services.gateway.http.exchange import Exchange
+from services.gateway.server import GatewayServer
+from tests.integration.gateway_support import (
+    WORDS,
+    FakeJob,
+    FakeJobExecutor,
+    GatewayStand,
+    chat,
+    client,
+    gateway_stand,
+)
+from tests.servers import nats_server, until
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture
+async def stand() -> AsyncIterator[GatewayStand]:
+    async with gateway_stand(FakeJobExecutor()) as stand:
+        yield stand
+
+
+@pytest.fixture
+async def http(stand: GatewayStand) -> AsyncIterator[httpx.AsyncClient]:
+    async with client(stand) as http:
+        yield http
+
+
+async def admit_only(job: FakeJob) -> None:
+    job.admit()
+
+
+async def one_word(job: FakeJob) -> None:
+    job.admit()
+    job.tokens("word")
+
+
+def check_unavailable(response: httpx.Response, code: str) -> None:
+    assert response.status_code == 503
+    assert int(response.headers["retry-after"]) >= 1
+    assert response.json()["error"]["code"] == code
+
+
+class EventReader:
+    """The events of one stream, one at a time."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._lines = response.aiter_lines()
+
+    async def next(self) -> Any:
+        async for line in self._lines:
+            if line == "data: [DONE]":
+                return None
+            if line:
+                return json.loads(line.removeprefix("data: "))
+        raise AssertionError("the stream ended without [DONE]")
+
+    async def text(self) -> str:
+        return str((await self.next())["choices"][0]["delta"]["content"])
+
+
+async def test_without_a_view_503() -> None:
+    async with gateway_stand(shown=False) as stand, client(stand) as http:
+        assert (await http.get("/ready")).status_code == 200
+        check_unavailable(await http.get("/v1/models"), "cluster_unknown")
+        check_unavailable(await http.post(CHAT, json=chat()), "cluster_unknown")
+
+
+async def test_without_a_job_executor_503() -> None:
+    async with gateway_stand() as stand, client(stand) as http:
+        check_unavailable(await http.post(CHAT, json=chat()), "no_job_executor")
+
+
+async def test_without_a_ready_task_executor_503(
+    stand: GatewayStand, http: httpx.AsyncClient
+) -> None:
+    await stand.show(served=False)
+    check_unavailable(await http.post(CHAT, json=chat()), "model_not_ready")
+    await stand.show()
+    assert (await http.post(CHAT, json=chat())).status_code == 200
+
+
+async def test_a_job_that_nobody_admits_is_503_and_cancelled() -> None:
+    async def ignore(job: FakeJob) -> None:
+        pass
+
+    executor = FakeJobExecutor()
+    executor.script = ignore
+    async with gateway_stand(executor, admission_seconds_max=0.05) as stand, client(stand) as http:
+        check_unavailable(await http.post(CHAT, json=chat()), "not_admitted")
+        await asyncio.wait_for((await executor.jobs.get()).cancelled.wait(), 5)
+
+
+async def test_too_many_jobs_503() -> None:
+    executor = FakeJobExecutor()
+    executor.script = admit_only
+    async with (
+        gateway_stand(executor, jobs_max=1) as stand,
+        client(stand) as http,
+        http.stream("POST", CHAT, json=chat(stream=True)),
+    ):
+        check_unavailable(await http.post(CHAT, json=chat()), "overloaded")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_job_executor_that_dies_before_admission_is_503(
+    stand: GatewayStand, http: httpx.AsyncClient, stream: bool
+) -> None:
+    async def die(job: FakeJob) -> None:
+        asyncio.get_running_loop().create_task(stand.executor.die())
+
+    stand.executor.script = die
+    check_unavailable(await http.post(CHAT, json=chat(stream=stream)), "job_executor_lost")
+
+
+async def test_a_job_executor_that_dies_mid_stream_and_comes_back(
+    stand: GatewayStand, http: httpx.AsyncClient
+) -> None:
+    usual, stand.executor.script = stand.executor.script, one_word
+    async with http.stream("POST", CHAT, json=chat(stream=True)) as response:
+        reader = EventReader(response)
+        assert (await reader.text(), await reader.text()) == ("", "word")
+        await stand.executor.die()
+        error = (await asyncio.wait_for(reader.next(), 2))["error"]
+        assert error["code"] == "job_executor_lost"
+        assert await reader.next() is None
+    await stand.until_links(0)
+    stand.executor.script = usual
+    await stand.executor.start(int(stand.executor.member.address.rsplit(":", 1)[1]))
+    await stand.until_links(1)
+    assert (await http.post(CHAT, json=chat())).status_code == 200
+
+
+async def test_a_choice_that_fails_is_an_error_event_or_status(
+    stand: GatewayStand, http: httpx.AsyncClient
+) -> None:
+    async def fail(job: FakeJob) -> None:
+        job.admit()
+        job.tokens("word")
+        error = to_proto(Internal("the engine broke", reason="engine_error"))
+        job.finish(reason=types.FINISH_REASON_ERROR, error=error)
+
+    stand.executor.script = fail
+    whole = await http.post(CHAT, json=chat())
+    assert whole.status_code == 500 and whole.json()["error"]["code"] == "engine_error"
+    streamed = await http.post(CHAT, json=chat(stream=True, n=2))
+    assert streamed.status_code == 200 and streamed.text.endswith("data: [DONE]\n\n")
+    assert '"code":"engine_error"' in streamed.text
+    for _ in range(2):
+        job = await stand.executor.jobs.get()
+    await asyncio.wait_for(job.cancelled.wait(), 5)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_cancels_its_job(stand: GatewayStand, stream: bool) -> None:
+    stand.executor.script = one_word
+    body = json.dumps(chat(stream=stream)).encode()
+    _reader, writer = await asyncio.open_connection(*stand.gateway.address.split(":"))
+    writer.write(
+        b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s"
+        % (CHAT.encode(), len(body), body)
+    )
+    job = await asyncio.wait_for(stand.executor.jobs.get(), 5)
+    assert not job.cancelled.is_set()
+    writer.close()
+    await asyncio.wait_for(job.cancelled.wait(), 5)
+    await until(lambda: stand.gateway.application.in_flight == 0, what="no request in flight")
+
+
+async def test_a_client_that_reads_nothing_delays_nobody_and_stops_its_credit() -> None:
+    window, piece = 64, "x" * 50_000
+    executor = FakeJobExecutor()
+
+    async def obey_the_window(job: FakeJob) -> None:
+        job.admit()
+        limit = sent = 0
+        while sent < 4000:
+            limit = max(limit, window)
+            while sent < limit:
+                job.tokens(piece)
+                sent += 1
+            limit = (await job.credits.get()).delivered_tokens + window
+
+    async with gateway_stand(executor, token_window=window) as stand, client(stand) as http:
+        usual, executor.script = executor.script, obey_the_window
+        slow = socket.create_connection(stand.gateway.address.split(":"))  # type: ignore[arg-type]
+        body = json.dumps(chat(stream=True)).encode()
+        slow.sendall(
+            b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s"
+            % (CHAT.encode(), len(body), body)
+        )
+        job = await asyncio.wait_for(executor.jobs.get(), 5)
+        executor.script = usual
+        for _ in range(20):
+            answer = await asyncio.wait_for(http.post(CHAT, json=chat(stream=True)), 5)
+            assert answer.text.endswith("[DONE]\n\n")
+        slow.close()
+        await asyncio.wait_for(job.cancelled.wait(), 5)
+        assert job.sent_tokens < 1000, "the window held the job back"
+
+
+async def test_credit_lets_a_long_answer_run_on() -> None:
+    executor = FakeJobExecutor()
+
+    async def obey_the_window(job: FakeJob) -> None:
+        job.admit()
+        for sent in range(100):
+            if sent >= 8 + job.credited:
+                job.credited = (await job.credits.get()).delivered_tokens
+            job.tokens(f"{sent} ")
+        job.finish()
+
+    executor.script = obey_the_window
+    async with gateway_stand(executor, token_window=8) as stand, client(stand) as http:
+        for stream in (False, True):
+            answer = await asyncio.wait_for(http.post(CHAT, json=chat(stream=stream)), 10)
+            assert answer.status_code == 200 and "99 " in answer.text
+
+
+async def test_jobs_go_to_the_executor_with_the_fewest() -> None:
+    executors = [FakeJobExecutor(f"je-{i}") for i in range(2)]
+    for executor in executors:
+        executor.script = admit_only
+    async with (
+        gateway_stand(*executors) as stand,
+        client(stand) as http,
+        http.stream("POST", CHAT, json=chat(stream=True)),
+        http.stream("POST", CHAT, json=chat(stream=True)),
+    ):
+        assert [executor.jobs.qsize() for executor in executors] == [1, 1]
+
+
+async def test_a_draining_job_executor_finishes_what_it_has() -> None:
+    executors = [FakeJobExecutor(f"je-{i}") for i in range(2)]
+    async with gateway_stand(*executors) as stand, client(stand) as http:
+        executors[0].script = one_word
+        executors[1].script = one_word
+        async with http.stream("POST", CHAT, json=chat(stream=True)) as response:
+            reader = EventReader(response)
+            assert (await reader.text(), await reader.text()) == ("", "word")
+            busy = executors[0] if executors[0].jobs.qsize() else executors[1]
+            busy.member.state = types.LIFECYCLE_STATE_DRAINING
+            await stand.show(links=1)
+            job = await busy.jobs.get()
+            job.tokens(" more")
+            job.finish()
+            assert await reader.text() == " more"
+        await until(lambda: busy.streams_open == 0, what="the idle link is closed")
+
+
+async def test_a_deadline_ends_a_stream_with_an_error_event() -> None:
+    executor = FakeJobExecutor()
+    executor.script = one_word
+    async with gateway_stand(executor, job_seconds_max=0.2) as stand, client(stand) as http:
+        streamed = await http.post(CHAT, json=chat(stream=True))
+        assert '"code":"deadline_exceeded"' in streamed.text
+        assert streamed.text.endswith("data: [DONE]\n\n")
+        assert (await http.post(CHAT, json=chat())).status_code == 504
+
+
+async def test_drain_lets_streams_finish_and_refuses_new_work(
+    stand: GatewayStand, http: httpx.AsyncClient
+) -> None:
+    stand.executor.script = one_word
+    async with http.stream("POST", CHAT, json=chat(stream=True)) as response:
+        reader = EventReader(response)
+        assert (await reader.text(), await reader.text()) == ("", "word")
+        draining = asyncio.create_task(stand.gateway.drain())
+        await until(lambda: stand.gateway.lifecycle.is_draining, what="draining")
+        assert (await http.get("/ready")).status_code == 503
+        assert (await http.get("/health")).status_code == 200
+        check_unavailable(await http.post(CHAT, json=chat()), "draining")
+        assert not draining.done()
+        (await stand.executor.jobs.get()).finish()
+        assert (await reader.next())["choices"][0]["finish_reason"] == "stop"
+        assert await reader.next() is None
+    await asyncio.wait_for(draining, 5)
+
+
+async def test_an_unexpected_exception_is_a_500_in_shape(
+    stand: GatewayStand, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(_exchange: Exchange) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setitem(stand.gateway.application._routes, "/v1/models", ("GET", broken))
+    response = await http.get("/v1/models", headers={"x-request-id": "mine"})
+    assert response.status_code == 500
+    assert response.headers["x-request-id"] == "mine"
+    assert response.json()["error"]["type"] == "server_error"
+    assert (await http.post(CHAT, json=chat())).status_code == 200
+
+
+async def test_ids_and_traces_travel_to_the_job(
+    stand: GatewayStand, http: httpx.AsyncClient
+) -> None:
+    trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
+    headers = {"x-request-id": "mine-1", "traceparent": trace}
+    response = await http.post(CHAT, json=chat(), headers=headers)
+    assert response.headers["x-request-id"] == "mine-1"
+    context = (await stand.executor.jobs.get()).job.context
+    assert (context.request_id, context.trace.traceparent) == ("mine-1", trace)
+    await http.post(CHAT, json=chat(), headers={"traceparent": "nonsense"})
+    context = (await stand.executor.jobs.get()).job.context
+    assert len(context.trace.traceparent) == len(trace) and context.request_id
+
+
+async def test_the_view_comes_over_nats() -> None:
+    executor = FakeJobExecutor()
+    async with nats_server(user="u", password="p") as nats:
+        bus_settings = {"nats_url": nats.url, "nats_user": "u", "nats_password": "p"}
+        async with gateway_stand(executor, shown=False, **bus_settings) as stand:
+            bus = Bus(GatewayConfig(**bus_settings), "a test")
+            bus.start()
+            await bus.connected.wait()
+            view = stand.view()
+
+            async def linked() -> bool:
+                await bus.publish("deepflow.view", events.ViewChanged(view=view))
+                return stand.gateway.links.up_count == 1
+
+            await until(linked, what="a link from the view on the bus")
+            async with client(stand) as http:
+                assert "".join(WORDS)[:5] in (await http.post(CHAT, json=chat())).text
+            await bus.close()
+
+
+async def test_a_busy_port_is_named_with_the_way_out(stand: GatewayStand) -> None:
+    port = int(stand.gateway.address.split(":")[1])
+    gateway = GatewayServer(GatewayConfig(port=port))
+    with pytest.raises(OSError, match=rf"port {port} .*DEEPFLOW_GATEWAY_PORT.*--port"):
+        await gateway.start()
+    await gateway.stop()
+
+
+async def test_metrics_count_what_happened(stand: GatewayStand, http: httpx.AsyncClient) -> None:
+    await http.post(CHAT, json=chat())
+    await http.post(CHAT, json={"bad": 1})
+    text = (await http.get("/metrics")).text
+    assert 'deepflow_gateway_requests_total{route="/v1/chat/completions",status="200"}' in text
+    assert 'deepflow_gateway_requests_total{route="/v1/chat/completions",status="400"}' in text
+    assert "deepflow_gateway_job_executor_links_up 1.0" in text
+    assert "deepflow_gateway_first_token_seconds_count" in text
