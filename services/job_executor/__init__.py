@@ -1,0 +1,1 @@
+"""The job executor: requests become jobs, jobs become tasks, tokens become text."""

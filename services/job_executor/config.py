@@ -1,0 +1,45 @@
+"""Every setting of a job executor."""
+
+from pydantic import Field, field_validator
+
+from deepflow.config import MeshServiceConfig
+from services.job_executor.scheduling.registry import DEFAULT_POLICY, make_policy
+
+
+class JobExecutorConfig(MeshServiceConfig):
+    """Limits say "no" with a clear error; nothing in a job executor grows without one."""
+
+    policy: str = Field(DEFAULT_POLICY, description="How task executors are chosen.")
+    jobs_max: int = Field(
+        4096, ge=1, description="Jobs at a time; one more is refused with a retry hint."
+    )
+    tasks_per_job_max: int = Field(
+        128, ge=1, description="Choices of one job: prompts times n; more is a bad request."
+    )
+    placement_attempts_max: int = Field(
+        3, ge=1, description="Task executors tried for a task that has produced nothing yet."
+    )
+    tokenizer_threads: int = Field(
+        2, ge=1, description="Threads that render templates and tokenize long texts."
+    )
+    tokenizer_queue_max: int = Field(
+        512, ge=1, description="Prompts that may wait for those threads; one more is refused."
+    )
+    template_seconds_max: float = Field(
+        5.0, gt=0, description="A chat template that renders longer than this is interrupted."
+    )
+    model_load_seconds_max: float = Field(
+        30.0, gt=0, description="How long a request waits for its model's tokenizer to load."
+    )
+    log_ttl_seconds: float = Field(
+        120.0, ge=0, description="How long the token log of an ended job is kept."
+    )
+    log_bytes_max: int = Field(
+        256 * 1024 * 1024, ge=0, description="Memory for token logs of ended jobs; oldest go first."
+    )
+
+    @field_validator("policy")
+    @classmethod
+    def _known_policy(cls, name: str) -> str:
+        make_policy(name)
+        return name

@@ -1,0 +1,237 @@
+"""One answer of a job: the tokens of one task become text, and wait for their credit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deepflow.errors import Cancelled, DeepFlowError, Internal, Unavailable, from_proto, to_proto
+from deepflow.v1 import jobs_pb2, tasks_pb2
+from deepflow.v1 import types_pb2 as types
+from services.job_executor.jobs.token_log import ChoiceLog
+from services.job_executor.tokenizer.detokenizer import Detokenizer
+from services.job_executor.tokenizer.stop_matcher import StopMatcher
+
+if TYPE_CHECKING:
+    from services.job_executor.jobs.job import Job
+    from services.job_executor.jobs.outbox import Columns
+    from services.job_executor.links.link import TaskExecutorLink
+
+_UNLIMITED = 1 << 62
+
+
+class Choice:
+    """Owner of a task; `take` is the hottest function of this service.
+
+    log.token_ids:  … passed on … | may be passed on … | waits for credit …
+                                  _sent                _limit
+    """
+
+    __slots__ = (
+        "_detokenizer",
+        "_is_offered",
+        "_job",
+        "_limit",
+        "_matcher",
+        "_num_resumed",
+        "_sent",
+        "_window",
+        "attempt",
+        "incarnation",
+        "index",
+        "is_accepted",
+        "is_done",
+        "link",
+        "log",
+        "prompt",
+        "task_handle",
+    )
+
+    def __init__(
+        self,
+        job: Job,
+        index: int,
+        prompt: list[int],
+        *,
+        detokenizer: Detokenizer,
+        stops: list[str],
+        window: int,
+    ) -> None:
+        self._job = job
+        self.index = index
+        self.prompt = prompt
+        self.log = ChoiceLog()
+        self._detokenizer = detokenizer
+        self._matcher = StopMatcher(stops) if stops else None
+        self._window = window or _UNLIMITED
+        self._sent = self._num_resumed = 0
+        self._limit = self._window
+        # Until the job is admitted nothing is offered: it counts as offered already.
+        self._is_offered = True
+        self.is_accepted = False
+        self.is_done = False  # its end was sent, or nobody waits for it any more
+        self.link: TaskExecutorLink | None = None
+        self.task_handle = 0
+        self.incarnation = 0
+        self.attempt = 0
+
+    @property
+    def num_new_tokens(self) -> int:
+        return len(self.log.token_ids) - self._num_resumed
+
+    def resume(self, token_ids: list[int]) -> None:
+        """The client holds these already: they set the state and are not sent again."""
+        for index, token_id in enumerate(token_ids):
+            self.take(index, token_id, 0.0)
+        self._num_resumed = self._sent = len(token_ids)
+        self._limit = self._sent + self._window
+
+    def place(self, link: TaskExecutorLink, task: tasks_pb2.Task) -> None:
+        """Give the task to a task executor; raises Unavailable where its stream is gone."""
+        self.task_handle = link.submit(task, self)
+        self.link, self.incarnation = link, link.incarnation
+
+    def open(self) -> None:
+        """The job was admitted: what came so far may leave."""
+        self._is_offered = False
+        self._offer_if_due()
+
+    # ── what the link tells ──────────────────────────────────────────────────────────────────
+
+    def accepted(self) -> None:
+        if not self.is_accepted:
+            self.is_accepted = True
+            self._job.choice_accepted()
+
+    def take(self, first_index: int, token_id: int, logprob: float) -> None:
+        log = self.log
+        count = len(log.token_ids)
+        if first_index != count:
+            self._fail_on_gap(first_index)
+            return
+        text = self._detokenizer.push(token_id)
+        if self._matcher is not None:
+            text = self._matcher.push(text)
+        log.token_ids.append(token_id)
+        log.texts.append(text)
+        log.logprobs.append(logprob)
+        if not self._is_offered and count < self._limit:
+            self._is_offered = True
+            self._job.outbox.offer(self)
+        if self._matcher is not None and self._matcher.matched:
+            self._stop()
+
+    def finished(self, end: tasks_pb2.TaskFinished) -> None:
+        if end.reason == types.FINISH_REASON_ERROR:
+            self.lost(from_proto(end.error))
+        elif end.reason == types.FINISH_REASON_CANCELLED:
+            # We hear nothing of tasks that we cancelled, so the task executor did.
+            self.lost(Unavailable("the task executor cancelled the task"))
+        else:
+            self.link = None
+            self.finish(end.reason, cached_tokens=end.usage.cached_tokens)
+
+    def lost(self, error: DeepFlowError) -> None:
+        where = self.link.id if self.link is not None else ""
+        self.link = None
+        self._job.choice_failed(self, error, where)
+
+    # ── how it ends ──────────────────────────────────────────────────────────────────────────
+
+    def finish(
+        self,
+        reason: types.FinishReason.ValueType,
+        *,
+        cached_tokens: int = 0,
+        error: DeepFlowError | None = None,
+    ) -> None:
+        """The last word; sent behind the tokens that are still here."""
+        if self.log.finish is not None:
+            return
+        tail, cut = self._tail()
+        self.log.finish = jobs_pb2.ChoiceFinished(
+            handle=self._job.handle,
+            choice_index=self.index,
+            reason=types.FINISH_REASON_STOP if cut and error is None else reason,
+            text_tail=tail,
+            usage=types.Usage(
+                prompt_tokens=len(self.prompt),
+                completion_tokens=len(self.log.token_ids),
+                cached_tokens=cached_tokens,
+            ),
+            error=to_proto(error) if error is not None else None,
+        )
+        self._offer_if_due()
+
+    def fail(self, error: DeepFlowError) -> None:
+        """The work ended; what it produced is still delivered."""
+        self.release()
+        self.finish(types.FINISH_REASON_ERROR, error=error)
+
+    def abandon(self, error: DeepFlowError) -> None:
+        """End now: nobody reads the tokens that wait for credit."""
+        self.release()
+        if self.is_done:
+            return
+        self._sent = len(self.log.token_ids)
+        self.log.finish = None  # an end that could not be sent is replaced
+        is_cancel = isinstance(error, Cancelled)
+        reason = types.FINISH_REASON_CANCELLED if is_cancel else types.FINISH_REASON_ERROR
+        self.finish(reason, error=None if is_cancel else error)
+
+    def release(self) -> None:
+        """Free the work on the task executor, if any is left there."""
+        if self.link is not None:
+            self.link.cancel(self.task_handle)
+            self.link = None
+
+    # ── what the gateway gets ────────────────────────────────────────────────────────────────
+
+    def credit(self, delivered_tokens: int) -> None:
+        self._limit = max(self._limit, delivered_tokens + self._window)
+        self._offer_if_due()
+
+    def drain_into(self, columns: Columns) -> None:
+        self._is_offered = False
+        log, start = self.log, self._sent
+        end = min(len(log.token_ids), self._limit)
+        if end > start:
+            self._sent = end
+            columns.handles.append(self._job.handle)
+            columns.choice_indexes.append(self.index)
+            columns.first_indexes.append(start)
+            columns.token_counts.append(end - start)
+            columns.token_ids += log.token_ids[start:end]
+            columns.texts += log.texts[start:end]
+            columns.logprobs += log.logprobs[start:end]
+            columns.incarnations.append(self.incarnation)
+        if log.finish is not None and self._sent == len(log.token_ids) and not self.is_done:
+            self.is_done = True
+            columns.finished.append(log.finish)
+            self._job.choice_sent()
+
+    def _offer_if_due(self) -> None:
+        has_tokens = self._sent < min(len(self.log.token_ids), self._limit)
+        is_ended = self.log.finish is not None and self._sent == len(self.log.token_ids)
+        if not self._is_offered and (has_tokens or is_ended) and not self.is_done:
+            self._is_offered = True
+            self._job.outbox.offer(self)
+
+    def _stop(self) -> None:
+        self.release()
+        self.finish(types.FINISH_REASON_STOP)
+
+    def _tail(self) -> tuple[str, bool]:
+        """The text still held back, and whether a stop string cuts it."""
+        text = self._detokenizer.flush()
+        if self._matcher is None:
+            return text, False
+        text = self._matcher.push(text)
+        return text + self._matcher.flush(), bool(self._matcher.matched)
+
+    def _fail_on_gap(self, first_index: int) -> None:
+        count = len(self.log.token_ids)
+        if first_index < count:
+            return  # repeated: we have it
+        self.release()
+        gap = Internal(f"token {first_index} came where token {count} was due")
+        self._job.choice_failed(self, gap)

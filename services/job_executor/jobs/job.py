@@ -1,0 +1,236 @@
+"""One job: prepared, placed, admitted, streamed, ended. Every end is told exactly once."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from deepflow import clock
+from deepflow.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    DeepFlowError,
+    Internal,
+    RateLimited,
+    Unavailable,
+    to_proto,
+)
+from deepflow.v1 import jobs_pb2
+from services.job_executor import metrics
+from services.job_executor.jobs.choice import Choice
+from services.job_executor.jobs.outbox import Outbox
+from services.job_executor.jobs.parts import Parts
+from services.job_executor.jobs.planning import Limits, PlannedTask, kind_of, make_task, plan
+from services.job_executor.jobs.token_log import JobLog
+from services.job_executor.scheduling.policy import RequestFeatures
+from services.job_executor.tokenizer.library import ServedModel
+
+log = logging.getLogger(__name__)
+
+
+class Job:
+    """Ends in a refusal before its admission, in the end of every choice after it."""
+
+    def __init__(
+        self,
+        submit: jobs_pb2.SubmitJob,
+        outbox: Outbox,
+        parts: Parts,
+        on_end: Callable[["Job"], None],
+    ) -> None:
+        self.handle = submit.handle
+        self.outbox = outbox
+        self._request = submit.job
+        self._window = submit.token_window
+        self._parts = parts
+        self._on_end = on_end
+        self._choices: list[Choice] = []
+        self._planned: list[PlannedTask] = []
+        self._num_accepted = 0
+        self._num_sent = 0
+        self._is_admitted = False
+        self._is_over = False
+        self._outcome = "ok"
+        self._deadline: asyncio.TimerHandle | None = None
+        self._preparing: asyncio.Task[None] | None = None
+        self._span = parts.tracing.start(
+            "je.job",
+            submit.job.context.trace,
+            request_id=submit.job.context.request_id,
+            job_id=submit.job.id,
+            model=submit.job.model,
+        )
+
+    @property
+    def is_admitted(self) -> bool:
+        return self._is_admitted
+
+    def start(self) -> None:
+        """Begin; all that follows is told through the outbox."""
+        self._arm_deadline()
+        self._preparing = asyncio.create_task(self._prepare())
+
+    def cancel(self) -> None:
+        """The gateway wants no more: free the work at once."""
+        self._end_all(Cancelled("the job was cancelled"))
+
+    def credit(self, choice_index: int, delivered_tokens: int) -> None:
+        if choice_index < len(self._choices):
+            self._choices[choice_index].credit(delivered_tokens)
+
+    @property
+    def _names(self) -> dict[str, str]:
+        """What every log line about this job carries, whoever's turn of the loop it is."""
+        return {"request_id": self._request.context.request_id, "job_id": self._request.id}
+
+    # ── on the way to admission ──────────────────────────────────────────────────────────────
+
+    async def _prepare(self) -> None:
+        try:
+            model = await self._parts.library.get(self._request.model)
+            await self._parts.links.settle(model.name)
+            self._planned = await plan(
+                self._request, model, self._parts.pool, self._limits_of(model)
+            )
+            self._make_choices(model)
+            for choice in self._choices:
+                self._place(choice)
+        except DeepFlowError as error:
+            self._end_all(error)
+        except Exception:  # the top of one job: it fails alone, whatever our mistake was
+            log.exception("job failed", extra=self._names)
+            self._end_all(Internal("the job executor failed on this request"))
+
+    def _limits_of(self, model: ServedModel) -> Limits:
+        known = (model.deployment.facts.context_length, self._parts.links.tokens_max(model.name))
+        limits = [limit for limit in known if limit]
+        if not limits:
+            raise Unavailable(f"the context length of {model.name} is unknown")
+        return Limits(self._parts.tasks_per_job_max, min(limits))
+
+    def _make_choices(self, model: ServedModel) -> None:
+        self._span.set(prompt_tokens=sum(len(task.prompt) for task in self._planned))
+        for planned in self._planned:
+            choice = Choice(
+                self,
+                planned.choice_index,
+                planned.prompt,
+                detokenizer=model.tokenizer.new_detokenizer(),
+                stops=list(self._request.sampling.stop),
+                window=self._window,
+            )
+            choice.resume(planned.resume)
+            self._choices.append(choice)
+
+    def _place(self, choice: Choice, excluded: frozenset[str] = frozenset()) -> None:
+        """Raises Unavailable where no task executor can take it."""
+        if choice.log.finish is not None:
+            choice.accepted()  # what the client holds already ends in a stop string
+            return
+        planned = self._planned[choice.index]
+        links = self._parts.links
+        group = links.group_view(self._request.model, excluded)
+        features = RequestFeatures(self._request.model, len(planned.prompt), planned.max_tokens)
+        placement = self._parts.policy.choose(features, group)
+        task = make_task(self._request, planned, choice.attempt, self._span.context)
+        choice.place(links.get(placement.task_executor_id), task)
+        log.debug("task %s on %s: %s", task.id, placement.task_executor_id, placement.explanation)
+
+    # ── what its choices tell ────────────────────────────────────────────────────────────────
+
+    def choice_accepted(self) -> None:
+        self._num_accepted += 1
+        if self._num_accepted < len(self._choices) or self._is_over:
+            return
+        self._is_admitted = True
+        admitted = jobs_pb2.JobAdmitted(handle=self.handle, job_executor_id=self._parts.id)
+        self.outbox.answer(jobs_pb2.JobsResponse(admitted=admitted))
+        for choice in self._choices:
+            choice.open()
+
+    def choice_failed(self, choice: Choice, error: DeepFlowError, where: str = "") -> None:
+        """Place the task anew while nothing came of the job; otherwise the job has failed."""
+        if self._is_over or choice.log.finish is not None:
+            return
+        if self._can_retry(choice, error):
+            choice.attempt += 1
+            if choice.is_accepted and not self._is_admitted:
+                choice.is_accepted = False
+                self._num_accepted -= 1
+            try:
+                self._place(choice, frozenset((where,)))
+            except Unavailable:
+                log.debug("nobody else can take the task")
+            else:
+                log.info("placed a task anew: %s", error, extra=self._names)
+                return
+        self._fail(error)
+
+    def choice_sent(self) -> None:
+        self._num_sent += 1
+        if self._num_sent == len(self._choices):
+            self._close()
+
+    def _can_retry(self, choice: Choice, error: DeepFlowError) -> bool:
+        has_attempts = choice.attempt + 1 < self._parts.placement_attempts_max
+        is_untouched = not any(other.num_new_tokens for other in self._choices)
+        return has_attempts and is_untouched and isinstance(error, Unavailable | RateLimited)
+
+    # ── how it ends ──────────────────────────────────────────────────────────────────────────
+
+    def _fail(self, error: DeepFlowError) -> None:
+        """Tokens that were made are still delivered, then every choice ends with the error."""
+        if not self._is_admitted:
+            self._end_all(error)
+            return
+        self._note_failure(error)
+        for choice in self._choices:
+            choice.fail(error)
+
+    def _end_all(self, error: DeepFlowError) -> None:
+        """End now; nothing that waits for credit is delivered any more."""
+        if self._is_over:
+            return
+        self._note_failure(error)
+        if self._is_admitted:
+            for choice in self._choices:
+                choice.abandon(error)
+            return
+        for choice in self._choices:
+            choice.release()
+        refused = jobs_pb2.JobRefused(handle=self.handle, error=to_proto(error))
+        self.outbox.answer(jobs_pb2.JobsResponse(refused=refused))
+        self._close()
+
+    def _note_failure(self, error: DeepFlowError) -> None:
+        self._outcome = error.reason
+        self._span.fail(error.message)
+        log.info("job ends early: %s", error, extra=self._names)
+
+    def drop(self) -> None:
+        """The stream is gone: free everything, tell nobody."""
+        for choice in self._choices:
+            choice.release()
+        self._outcome = "gateway_lost"
+        self._close()
+
+    def _close(self) -> None:
+        if self._is_over:
+            return
+        self._is_over = True
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if self._preparing is not None and self._preparing is not asyncio.current_task():
+            self._preparing.cancel()
+        self._span.end()
+        metrics.JOBS.labels(kind_of(self._request), self._outcome).inc()
+        if self._is_admitted:
+            logs = tuple(choice.log for choice in self._choices)
+            self._parts.ended.keep(JobLog(self._request.id, logs), clock.monotonic())
+        self._on_end(self)
+
+    def _arm_deadline(self) -> None:
+        unix_ms = self._request.context.deadline_unix_ms
+        if unix_ms:
+            seconds = max(0.0, (unix_ms - clock.unix_ms()) / 1000)
+            error = DeadlineExceeded("the request's deadline has passed")
+            self._deadline = asyncio.get_running_loop().call_later(seconds, self._end_all, error)

@@ -1,0 +1,117 @@
+"""From a job to its choices and tasks: every check that a request must pass before it is placed."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from deepflow.errors import InvalidRequest
+from deepflow.ids import new_id
+from deepflow.v1 import jobs_pb2, tasks_pb2
+from deepflow.v1 import types_pb2 as types
+from services.job_executor.jobs import chat, completion
+from services.job_executor.tokenizer.library import ServedModel
+from services.job_executor.tokenizer.model_tokenizer import PromptTooLong
+from services.job_executor.tokenizer.pool import WorkPool
+
+MakePrompts = Callable[[Any, ServedModel, WorkPool, int], Awaitable[list[list[int]]]]
+
+# A kind of job is one module with PARAM and prompts().
+_KINDS: dict[str, tuple[MakePrompts, str]] = {
+    "chat": (chat.prompts, chat.PARAM),
+    "completion": (completion.prompts, completion.PARAM),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    tasks_per_job_max: int
+    tokens_max: int  # prompt and answer of one sequence
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTask:
+    """One choice to come."""
+
+    choice_index: int
+    prompt: list[int]
+    max_tokens: int
+    resume: list[int]
+
+
+def kind_of(job: jobs_pb2.Job) -> str:
+    """ "chat", "completion" or empty."""
+    return job.WhichOneof("input") or ""
+
+
+async def plan(
+    job: jobs_pb2.Job, model: ServedModel, pool: WorkPool, limits: Limits
+) -> list[PlannedTask]:
+    """One task per choice; choice index = prompt index * n + k. Raises InvalidRequest."""
+    kind = kind_of(job)
+    if kind not in _KINDS:
+        raise InvalidRequest(f"a job needs an input: {' or '.join(_KINDS)}", param="input")
+    make_prompts, param = _KINDS[kind]
+    choices_per_prompt = max(job.n, 1)
+    _check_count(job, choices_per_prompt, limits.tasks_per_job_max)
+    try:
+        prompts = await make_prompts(getattr(job, kind), model, pool, limits.tokens_max)
+    except PromptTooLong as error:
+        raise _too_long(str(error), limits.tokens_max, param) from error
+    resumed = {point.choice_index: list(point.resume_token_ids) for point in job.resume}
+    tasks: list[PlannedTask] = []
+    for prompt in prompts:
+        room = _room(prompt, limits.tokens_max, param)
+        max_tokens = min(job.sampling.max_tokens or room, room)
+        for index in range(len(tasks), len(tasks) + choices_per_prompt):
+            tasks.append(PlannedTask(index, prompt, max_tokens, resumed.get(index, [])))
+    return tasks
+
+
+def make_task(
+    job: jobs_pb2.Job, planned: PlannedTask, attempt: int, trace: types.TraceContext
+) -> tasks_pb2.Task:
+    """`attempt` counts the task executors tried before: a later one is a later epoch."""
+    task = tasks_pb2.Task(
+        id=new_id("task"),
+        job_id=job.id,
+        attempt_epoch=job.attempt_epoch + attempt,
+        context=job.context,
+        model=job.model,
+        sampling=job.sampling,
+        choice_index=planned.choice_index,
+        prompt_token_ids=planned.prompt,
+        resume_token_ids=planned.resume,
+    )
+    task.context.trace.CopyFrom(trace)
+    task.sampling.max_tokens = planned.max_tokens
+    return task
+
+
+def _check_count(job: jobs_pb2.Job, choices_per_prompt: int, limit: int) -> None:
+    num_prompts = max(len(job.completion.prompts), 1)
+    num_tasks = num_prompts * choices_per_prompt
+    if num_tasks > limit:
+        raise InvalidRequest(
+            f"{num_prompts} prompts with {choices_per_prompt} choices each make {num_tasks} "
+            f"answers; at most {limit} are allowed in one request",
+            param="prompt" if num_prompts > 1 else "n",
+        )
+
+
+def _room(prompt: list[int], tokens_max: int, param: str) -> int:
+    """How many tokens may follow: at least one."""
+    if not prompt:
+        raise InvalidRequest(f"{param} must not be empty", param=param)
+    if len(prompt) + 1 > tokens_max:
+        raise _too_long(f"{len(prompt)} tokens", tokens_max, param)
+    return tokens_max - len(prompt)
+
+
+def _too_long(amount: str, tokens_max: int, param: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"This model's maximum context length is {tokens_max} tokens. However, your {param} "
+        f"resulted in {amount}, and at least one is needed for the answer. "
+        f"Please reduce the length of the {param}.",
+        param=param,
+        reason="context_length_exceeded",
+    )

@@ -1,0 +1,168 @@
+"""The streams of the gateways: jobs in, columns of text out."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+from deepflow.errors import DeepFlowError, InvalidRequest, Unavailable, to_proto
+from deepflow.lifecycle import Lifecycle
+from deepflow.rpc import abort
+from deepflow.v1 import jobs_pb2
+from deepflow.v1.jobs_pb2_grpc import JobExecutorServiceServicer
+from services.job_executor.jobs.job import Job
+from services.job_executor.jobs.outbox import Outbox
+from services.job_executor.jobs.parts import Parts
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 1.0
+
+
+class JobsStream:
+    """One gateway: its jobs, and what waits to be sent to it."""
+
+    def __init__(self, streams: "JobStreams") -> None:
+        self._streams = streams
+        self.outbox = Outbox()
+        self.jobs: dict[int, Job] = {}
+
+    async def read(self, requests: AsyncIterator[jobs_pb2.JobsRequest]) -> None:
+        async for request in requests:
+            self.receive(request)
+
+    def receive(self, request: jobs_pb2.JobsRequest) -> None:
+        """Raises InvalidRequest for what breaks the contract; the stream ends with it."""
+        kind = request.WhichOneof("kind")
+        if kind == "credit":
+            credit = request.credit
+            if job := self.jobs.get(credit.handle):
+                job.credit(credit.choice_index, credit.delivered_tokens)
+        elif kind == "submit":
+            self._submit(request.submit)
+        elif kind == "cancel":
+            if job := self.jobs.get(request.cancel.handle):
+                job.cancel()
+        else:
+            raise InvalidRequest(f"{kind or 'an empty message'} cannot come here", param="kind")
+
+    async def write(self, context: Any) -> None:
+        """The stream's one writer: while it waits for the gateway, choices gather tokens."""
+        outbox = self.outbox
+        while True:
+            await outbox.wake.wait()
+            outbox.wake.clear()
+            for response in outbox.take():
+                await context.write(response)
+
+    def close(self) -> None:
+        for job in list(self.jobs.values()):
+            job.drop()
+
+    def _submit(self, submit: jobs_pb2.SubmitJob) -> None:
+        if submit.handle in self.jobs:
+            raise InvalidRequest(f"handle {submit.handle} is in use on this stream", param="handle")
+        try:
+            self._streams.check_room()
+        except DeepFlowError as error:
+            refused = jobs_pb2.JobRefused(handle=submit.handle, error=to_proto(error))
+            self.outbox.answer(jobs_pb2.JobsResponse(refused=refused))
+            return
+        job = Job(submit, self.outbox, self._streams.parts, self._forget)
+        self.jobs[submit.handle] = job
+        job.start()
+
+    def _forget(self, job: Job) -> None:
+        del self.jobs[job.handle]
+        self._streams.job_ended()
+
+
+class JobStreams(JobExecutorServiceServicer):
+    """Serves JobExecutorService.Jobs."""
+
+    def __init__(
+        self, parts: Parts, lifecycle: Lifecycle, *, jobs_max: int, incarnation: int
+    ) -> None:
+        self.parts = parts
+        self._lifecycle = lifecycle
+        self._jobs_max = jobs_max
+        self._streams: set[JobsStream] = set()
+        self._idle = asyncio.Event()
+        self._welcome = jobs_pb2.JobsResponse(
+            welcome=jobs_pb2.JobsWelcome(job_executor_id=parts.id, incarnation=incarnation)
+        )
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [job for stream in self._streams for job in stream.jobs.values()]
+
+    @property
+    def num_jobs(self) -> int:
+        return sum(len(stream.jobs) for stream in self._streams)
+
+    async def Jobs(  # type: ignore[override]  # the stub knows only generators
+        self, request_iterator: AsyncIterator[jobs_pb2.JobsRequest], context: Any
+    ) -> None:
+        """One gateway, until either side ends the stream; its end ends every job on it."""
+        requests = aiter(request_iterator)
+        try:
+            hello = _require_hello(await anext(requests, None))
+        except InvalidRequest as error:
+            await abort(context, error)
+            return
+        await context.write(self._welcome)
+        log.info("gateway %s connected", hello.gateway_id)
+        try:
+            await self._converse(requests, context)
+        except InvalidRequest as error:
+            await abort(context, error)
+        finally:
+            log.info("gateway %s left", hello.gateway_id)
+
+    async def _converse(self, requests: AsyncIterator[jobs_pb2.JobsRequest], context: Any) -> None:
+        stream = JobsStream(self)
+        self._streams.add(stream)
+        ends = [
+            asyncio.create_task(stream.read(requests)),
+            asyncio.create_task(stream.write(context)),
+        ]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stream.close()
+            self._streams.discard(stream)
+            for task in ends:
+                task.cancel()
+            results = await asyncio.gather(*ends, return_exceptions=True)
+        for error in results:
+            if isinstance(error, InvalidRequest):
+                raise error
+            if isinstance(error, Exception):
+                log.info("the stream broke: %r", error)
+
+    def check_room(self) -> None:
+        """Raises Unavailable where a job more cannot be taken."""
+        if self._lifecycle.is_draining:
+            raise Unavailable("this job executor is draining", retry_after_seconds=RETRY_SECONDS)
+        if self.num_jobs >= self._jobs_max:
+            raise Unavailable(
+                f"this job executor has {self._jobs_max} jobs already",
+                reason="job_executor_full",
+                retry_after_seconds=RETRY_SECONDS,
+            )
+
+    def job_ended(self) -> None:
+        if self.num_jobs == 0:
+            self._idle.set()
+
+    async def wait_until_idle(self) -> None:
+        """Returns once no job is left; new ones are refused by then."""
+        while self.num_jobs:
+            self._idle.clear()
+            await self._idle.wait()
+
+
+def _require_hello(first: jobs_pb2.JobsRequest | None) -> jobs_pb2.JobsHello:
+    if first is None or first.WhichOneof("kind") != "hello":
+        raise InvalidRequest("the first message of a Jobs stream must be a hello", param="hello")
+    return first.hello

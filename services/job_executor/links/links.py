@@ -1,0 +1,121 @@
+"""All task executors of the view, and which of them can take a task."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+
+from deepflow.errors import Unavailable
+from deepflow.v1 import cluster_pb2, events_pb2
+from deepflow.v1 import types_pb2 as types
+from services.job_executor.links.link import RETRY_SECONDS, TaskExecutorLink
+from services.job_executor.scheduling.policy import GroupView, TaskExecutorLoad
+
+MakeLink = Callable[[cluster_pb2.Member], TaskExecutorLink]
+
+SETTLE_SECONDS_MAX = 1.0
+
+# Where a task executor that we are linked to may stand; only a READY one gets new tasks.
+_LINKED_STATES = (types.LIFECYCLE_STATE_READY, types.LIFECYCLE_STATE_DRAINING)
+
+
+class Links:
+    """Keeps one link per task executor that is ready and holds a deployment.
+
+    A link that the view no longer has stays until its tasks have ended: the view may be wrong
+    about a process, the stream to it never is.
+    """
+
+    def __init__(self, make_link: MakeLink) -> None:
+        self._make_link = make_link
+        self._links: dict[str, TaskExecutorLink] = {}
+        self._leaving: list[TaskExecutorLink] = []
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def __iter__(self) -> Iterator[TaskExecutorLink]:
+        return iter(self._links.values())
+
+    @property
+    def num_live(self) -> int:
+        return sum(link.is_live for link in self)
+
+    def adopt(self, members: list[cluster_pb2.Member]) -> None:
+        wanted = {member.id: member for member in members if _can_be_linked(member)}
+        for name, link in list(self._links.items()):
+            member = wanted.get(name)
+            if member is None or not _is_same_process(member, link.member):
+                self._leaving.append(self._links.pop(name))
+        for name, member in wanted.items():
+            if name in self._links:
+                self._links[name].member = member
+            elif member.state == types.LIFECYCLE_STATE_READY:
+                self._links[name] = self._make_link(member)
+                self._links[name].start()
+        self._close_idle()
+
+    def note_heartbeat(self, beat: events_pb2.Heartbeat) -> None:
+        link = self._links.get(beat.id)
+        if link is not None:
+            link.note_load(beat.load.waiting + beat.load.running)
+        self._close_idle()
+
+    def get(self, task_executor_id: str) -> TaskExecutorLink:
+        return self._links[task_executor_id]
+
+    async def settle(self, model: str) -> None:
+        """Wait for links that are being made: the first request after a scale-up finds them."""
+        fresh = [link for link in self if link.member.deployment == model]
+        if any(self._serving(model)) or all(link.settled.is_set() for link in fresh):
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_SECONDS_MAX):
+                await asyncio.gather(*(link.settled.wait() for link in fresh))
+
+    def group_view(self, model: str, excluded: frozenset[str] = frozenset()) -> GroupView:
+        """Raises Unavailable where nobody can take a task of `model`."""
+        loads = tuple(
+            TaskExecutorLoad(link.id, len(link.tasks), link.reported, link.outstanding_at_report)
+            for link in self._serving(model)
+            if link.id not in excluded
+        )
+        if not loads:
+            raise Unavailable(
+                f"no task executor serves {model} right now",
+                reason="no_task_executor",
+                retry_after_seconds=RETRY_SECONDS,
+            )
+        return GroupView(loads)
+
+    def tokens_max(self, model: str) -> int | None:
+        """What every task executor of `model` can hold of one sequence; None where unknown."""
+        limits = (link.member.capabilities.max_tokens for link in self._serving(model))
+        return min((limit for limit in limits if limit), default=None)
+
+    async def close(self) -> None:
+        for link in (*self, *self._leaving):
+            await link.close()
+        for task in list(self._closing):
+            await task
+
+    def _serving(self, model: str) -> Iterator[TaskExecutorLink]:
+        for link in self:
+            member = link.member
+            is_ready = link.is_live and member.state == types.LIFECYCLE_STATE_READY
+            if is_ready and member.deployment == model:
+                yield link
+
+    def _close_idle(self) -> None:
+        idle = [link for link in self._leaving if not (link.is_live and link.tasks)]
+        for link in idle:
+            self._leaving.remove(link)
+            task = asyncio.create_task(link.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+
+def _can_be_linked(member: cluster_pb2.Member) -> bool:
+    is_executor = member.kind == types.MEMBER_KIND_TASK_EXECUTOR
+    return is_executor and bool(member.deployment) and member.state in _LINKED_STATES
+
+
+def _is_same_process(one: cluster_pb2.Member, other: cluster_pb2.Member) -> bool:
+    return (one.incarnation, one.address) == (other.incarnation, other.address)

@@ -1,0 +1,17 @@
+"""Policies by name."""
+
+from collections.abc import Callable
+
+from services.job_executor.scheduling.least_load import LeastLoad
+from services.job_executor.scheduling.policy import Policy
+
+DEFAULT_POLICY = "least_load"
+
+_POLICIES: dict[str, Callable[[], Policy]] = {DEFAULT_POLICY: LeastLoad}
+
+
+def make_policy(name: str) -> Policy:
+    """Raises ValueError that lists the choices."""
+    if name not in _POLICIES:
+        raise ValueError(f"no such policy: {name!r}; choose one of {', '.join(sorted(_POLICIES))}")
+    return _POLICIES[name]()
