@@ -101,7 +101,8 @@ def unknown_variables(
 ) -> list[str]:
     """Variables that carry this service's prefix and name no setting: worth a warning."""
     prefix = f"{PREFIX}{service.upper()}_"
-    known = {prefix + name.upper() for name in kind.model_fields}
+    # DEEPFLOW_KV_STORE_ADDRESS is everybody's setting, though it begins like the kv_store's own.
+    known = {start + name.upper() for name in kind.model_fields for start in (prefix, PREFIX)}
     return sorted(name for name in environ if name.startswith(prefix) and name not in known)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol, TypeAlias, TypeVar
 
-from deepflow import clock, config, telemetry
+from deepflow import clock, config, ids, telemetry
 from deepflow.v1 import types_pb2 as types
 
 log = logging.getLogger(__name__)
@@ -114,6 +114,7 @@ def run(service: str, kind: type[Config], make_server: Callable[[Config], Server
     except config.ConfigError as error:
         sys.stderr.write(f"{service}: {error}\n")
         sys.exit(EXIT_BAD_CONFIG)
+    settings = settings.model_copy(update={"id": settings.id or ids.new_id(service)})
     telemetry.configure_logging(
         service, settings.id, level=settings.log_level, log_format=settings.log_format
     )
@@ -121,10 +122,20 @@ def run(service: str, kind: type[Config], make_server: Callable[[Config], Server
         log.warning("%s is not a setting of %s and is ignored", name, service)
     import uvloop  # late: --help and config errors need no event loop
 
-    sys.exit(uvloop.run(_serve(service, make_server(settings), settings.drain_seconds)))
+    sys.exit(uvloop.run(_serve(service, make_server, settings)))
 
 
-async def _serve(service: str, server: Server, drain_seconds: float) -> int:
+async def _serve(service: str, make_server: Callable[[Config], Server], settings: Config) -> int:
+    try:
+        # Made inside the loop: gRPC ties what it makes to the loop of that moment.
+        await _live(service, make_server(settings), settings.drain_seconds)
+    except (OSError, config.ConfigError) as error:
+        sys.stderr.write(f"{service}: {error}\n")
+        return EXIT_CANNOT_START
+    return 0
+
+
+async def _live(service: str, server: Server, drain_seconds: float) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -134,16 +145,13 @@ async def _serve(service: str, server: Server, drain_seconds: float) -> int:
         await stopping.wait()
         server.lifecycle.to(types.LIFECYCLE_STATE_DRAINING)
         try:
-            await asyncio.wait_for(server.drain(), drain_seconds)
+            async with asyncio.timeout(drain_seconds):
+                await server.drain()
         except TimeoutError:
-            log.warning("%s still had work after %.0f s of draining", service, drain_seconds)
-    except (OSError, config.ConfigError) as error:
-        sys.stderr.write(f"{service}: {error}\n")
-        return EXIT_CANNOT_START
+            log.warning("%s had work after %.0f s of draining", service, drain_seconds)
     finally:
         await server.stop()
         server.lifecycle.to(types.LIFECYCLE_STATE_STOPPED)
-    return 0
 
 
 def _parse_arguments(service: str, kind: type[config.ServiceConfig]) -> Path | None:

@@ -16,6 +16,7 @@ import grpc
 import grpc.aio
 
 from deepflow import clock
+from deepflow.config import ConfigError
 from deepflow.errors import (
     Cancelled,
     Conflict,
@@ -52,7 +53,7 @@ _OPTIONS = (
     # Reconnect quickly: peers restart on purpose.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 500),
     # Two servers on one port is a mistake that must be heard.
     ("grpc.so_reuseport", 0),
     ("grpc.enable_http_proxy", 0),
@@ -147,7 +148,7 @@ class _Guard(grpc.aio.ServerInterceptor):
 
     def __init__(self, token: str) -> None:
         if not token:
-            raise ValueError("a gRPC server needs a cluster token")
+            raise ConfigError("DEEPFLOW_CLUSTER_TOKEN is not set: every gRPC port needs it")
         self._expected = f"Bearer {token}".encode()
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:

@@ -26,7 +26,7 @@ GET = store_pb2.GetRecordRequest(key="kettle")
 
 
 class Store(RecordStoreServiceServicer):
-    """Fails as told, then answers."""
+    """A RecordStoreService that fails as told, then answers."""
 
     def __init__(self) -> None:
         self.failures: list[Exception] = []
@@ -43,7 +43,7 @@ class Store(RecordStoreServiceServicer):
 
 
 class Tasks(TaskExecutorServiceServicer):
-    async def Tasks(  # type: ignore[override]
+    async def Tasks(
         self, request_iterator: Any, context: Any
     ) -> AsyncIterator[tasks_pb2.TasksResponse]:
         async for request in request_iterator:
@@ -54,9 +54,11 @@ class Tasks(TaskExecutorServiceServicer):
 
 @pytest.fixture
 async def store() -> AsyncIterator[tuple[Store, str]]:
-    store, server = Store(), rpc.new_server(TOKEN)
+    store = Store()  # type: ignore[abstract]
+    server = rpc.new_server(TOKEN)
     add_RecordStoreServiceServicer_to_server(store, server)
-    add_TaskExecutorServiceServicer_to_server(Tasks(), server)
+    tasks = Tasks()  # type: ignore[abstract]
+    add_TaskExecutorServiceServicer_to_server(tasks, server)
     port = await rpc.listen(server, "127.0.0.1", 0)
     yield store, f"127.0.0.1:{port}"
     await server.stop(None)
@@ -93,7 +95,7 @@ async def test_a_stream_without_it_is_refused(store: tuple[Store, str]) -> None:
 
 async def test_a_stream_with_it_flows_both_ways(store: tuple[Store, str]) -> None:
     peer = rpc.Peer(store[1], TOKEN)
-    stream = TaskExecutorServiceStub(peer.channel).Tasks(metadata=peer.metadata)
+    stream: Any = TaskExecutorServiceStub(peer.channel).Tasks(metadata=peer.metadata)
     for name in ("je-0", "je-1"):
         await stream.write(tasks_pb2.TasksRequest(hello=tasks_pb2.TasksHello(job_executor_id=name)))
         assert (await stream.read()).welcome.task_executor_id == name

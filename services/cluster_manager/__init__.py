@@ -1,0 +1,1 @@
+"""The cluster manager: keeps what should run running, and tells everybody who is there."""

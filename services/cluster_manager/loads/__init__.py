@@ -1,0 +1,1 @@
+"""Loads and unloads that are under way."""

@@ -1,0 +1,167 @@
+"""Keeps the cluster as it should be: looks, asks the rules, does what they say."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Coroutine
+
+from deepflow import clock
+from deepflow.errors import DeepFlowError
+from deepflow.v1 import cluster_pb2
+from services.cluster_manager import metrics
+from services.cluster_manager.config import ClusterManagerConfig
+from services.cluster_manager.deployments.catalog import Catalog
+from services.cluster_manager.drivers.base import Driver
+from services.cluster_manager.drivers.pods import PodTable
+from services.cluster_manager.loads.loads import Loads
+from services.cluster_manager.masters.roster import Roster
+from services.cluster_manager.masters.view import ViewPublisher
+from services.cluster_manager.reconcile.actions import (
+    Action,
+    LoadModel,
+    MarkDead,
+    StartPod,
+    StopPod,
+    UnloadModel,
+)
+from services.cluster_manager.reconcile.rules import reconcile
+from services.cluster_manager.reconcile.state import ClusterState
+
+log = logging.getLogger(__name__)
+
+
+class Manager:
+    """The edge around the rules; runs only while this process leads."""
+
+    def __init__(
+        self,
+        config: ClusterManagerConfig,
+        *,
+        roster: Roster,
+        catalog: Catalog,
+        driver: Driver,
+    ) -> None:
+        self._config = config
+        self._roster = roster
+        self._catalog = catalog
+        self._driver = driver
+        self._pods = PodTable()
+        self._wake = asyncio.Event()
+        self._orders: set[asyncio.Task[None]] = set()
+        self.loads = Loads(config, self.changed)
+        self.is_active = False
+        self.view: ViewPublisher | None = None
+
+    def start(self) -> None:
+        self._driver.start(self.wake)
+
+    def wake(self) -> None:
+        """Something may have to be done: look now rather than at the next tick."""
+        self._wake.set()
+
+    def changed(self) -> None:
+        """The view changed, and with it perhaps what is to be done."""
+        if self.view is not None:
+            self.view.touch()
+        self.wake()
+
+    async def run(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):  # nothing happened: time did
+                async with asyncio.timeout(self._config.tick_seconds):
+                    await self._wake.wait()
+            self._wake.clear()
+            if self.is_active:
+                self.look()
+
+    def look(self) -> None:
+        for action in reconcile(self._state(), clock.monotonic()):
+            metrics.ACTIONS.labels(type(action).__name__).inc()
+            self._do(action)
+
+    def fill(self, view: cluster_pb2.ClusterView) -> None:
+        """Write members and deployments as they are now."""
+        members = self._roster.members()
+        metrics.count_members(members)
+        view.members.extend(members)
+        for member in view.members:
+            member.detail = self.loads.detail_of(member.id) or member.detail
+        view.deployments.extend(self._catalog.all())
+
+    def forget_lives(self, members: list[str]) -> None:
+        """Their processes are new or gone: nothing that was under way for them goes on."""
+        for id in members:
+            self.loads.forget(id)
+
+    async def close(self) -> None:
+        self.is_active = False
+        for order in self._orders:
+            order.cancel()
+        await asyncio.gather(*self._orders, return_exceptions=True)
+        await self.loads.close()
+        await self._driver.close()
+
+    def _state(self) -> ClusterState:
+        now = clock.monotonic()
+        return ClusterState(
+            deployments=self._catalog.wanted(),
+            job_executors=self._config.job_executors,
+            members=self._roster.states(),
+            pods=self._pods.merge(self._driver.reports, now, clock.unix_ms()),
+            gone_pods=self._pods.gone,
+            assignments=self.loads.assignments,
+            hearing=self._roster.hearing,
+            member_timeout=self._config.member_timeout_seconds,
+        )
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case StartPod():
+                self._pods.starting(action.name, action.kind, clock.monotonic())
+                self._order(self._start_pod(action))
+            case StopPod(name):
+                self._pods.stopping(name)
+                self._order(self._stop_pod(name))
+            case LoadModel(id, deployment):
+                member, wanted = self._roster.get(id), self._catalog.get(deployment)
+                if member is not None and wanted is not None:
+                    self.loads.load(member, wanted)
+            case UnloadModel(id, deployment):
+                member = self._roster.get(id)
+                if member is not None:
+                    self.loads.unload(member, deployment)
+            case MarkDead():
+                self._bury(action)
+
+    def _bury(self, action: MarkDead) -> None:
+        log.warning("member %s is given up: %s", action.member, action.reason)
+        if self._roster.remove(action.member, action.incarnation, is_certain=action.is_certain):
+            self.loads.forget(action.member)
+            self.changed()
+
+    def _order(self, order: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(order)
+        self._orders.add(task)
+        task.add_done_callback(self._orders.discard)
+
+    async def _start_pod(self, action: StartPod) -> None:
+        log.info("starting %s", action.name)
+        try:
+            await self._driver.start_pod(action.kind, action.name, _settings(action))
+        except DeepFlowError as error:
+            log.warning("cannot start %s: %s", action.name, error)
+            self._pods.start_failed(action.name, clock.monotonic())
+
+    async def _stop_pod(self, name: str) -> None:
+        log.info("stopping %s", name)
+        try:
+            await self._driver.stop_pod(name)
+        except DeepFlowError as error:
+            log.warning("cannot stop %s: %s", name, error)
+        self._pods.stop_ended(name)
+        self.wake()
+
+
+def _settings(action: StartPod) -> dict[str, str]:
+    """A head start: what the engine will need for this device is imported before it is asked."""
+    return {"preload": "torch"} if action.device == "cpu" else {}

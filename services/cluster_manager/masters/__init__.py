@@ -1,0 +1,1 @@
+"""Who is in the cluster, who leads it, and how everybody learns."""

@@ -1,0 +1,44 @@
+"""Who is to be given up, and who is only not heard."""
+
+from services.cluster_manager.reconcile.actions import MarkDead
+from services.cluster_manager.reconcile.state import ClusterState, MemberState
+
+
+def find_dead(state: ClusterState, now: float) -> list[MarkDead]:
+    dead = []
+    for member in state.members.values():
+        if reason := _ended(state, member):
+            dead.append(MarkDead(member.id, member.incarnation, reason, is_certain=True))
+        elif silence := _silence(state, member, now):
+            reason = f"not heard for {silence:.1f} s while others were"
+            dead.append(MarkDead(member.id, member.incarnation, reason, is_certain=False))
+    return dead
+
+
+def _ended(state: ClusterState, member: MemberState) -> str:
+    """The driver's word on the process behind the member; empty where it does not know better.
+
+    A report may be older than the member: only one from after the member's start counts.
+    """
+    if state.gone_pods.get(member.id, 0) > member.started_unix_ms > 0:
+        return "its process is gone"
+    pod = state.pods.get(member.id) if state.pods else None
+    if pod is None or not member.pid or pod.since_unix_ms <= member.started_unix_ms:
+        return ""
+    if not pod.is_running:
+        return "its process ended"
+    return "its process was restarted" if pod.pid and pod.pid != member.pid else ""
+
+
+def _silence(state: ClusterState, member: MemberState, now: float) -> float:
+    """Seconds of silence beyond the timeout, counted only while heartbeats of others arrived.
+
+    When NATS comes back after a while, everybody has been silent for as long; counting starts
+    with the first heartbeat after the pause.
+    """
+    if state.hearing is None or not state.is_hearing(now):
+        return 0.0
+    if state.hearing.last <= member.heard_at:
+        return 0.0
+    silence = now - max(member.heard_at, state.hearing.since)
+    return silence if silence > state.member_timeout else 0.0

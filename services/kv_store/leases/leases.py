@@ -1,0 +1,51 @@
+"""Who may act for all: one holder at a time, each with a greater token than any before."""
+
+from dataclasses import dataclass
+
+from deepflow.errors import InvalidRequest
+from services.kv_store.records import keys, scripts
+from services.kv_store.records.answers import checked, text
+from services.kv_store.redis_link import RedisLink
+
+TTL_SECONDS_MIN = 0.1
+TTL_SECONDS_MAX = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    holder: str
+    token: int
+    remaining_seconds: float
+
+
+class Leases:
+    """A holder that asks again in time keeps its token; after expiry everybody gets a new one."""
+
+    def __init__(self, redis: RedisLink) -> None:
+        self._redis = redis
+
+    async def acquire(self, name: str, holder: str, ttl_seconds: float) -> Lease:
+        """The lease as it stands now: compare its holder with the one asked for."""
+        keys.check_key(name, "name")
+        keys.check_key(holder, "holder")
+        if not TTL_SECONDS_MIN <= ttl_seconds <= TTL_SECONDS_MAX:
+            raise InvalidRequest(
+                f"ttl_seconds is {ttl_seconds}; it must be from {TTL_SECONDS_MIN} to"
+                f" {TTL_SECONDS_MAX:.0f}",
+                param="ttl_seconds",
+            )
+        reply = await self._redis.run(
+            scripts.ACQUIRE, _lease_keys(name), [holder, int(ttl_seconds * 1000)]
+        )
+        found, token, milliseconds = checked(reply)
+        return Lease(text(found), int(token), int(milliseconds) / 1000)
+
+    async def release(self, name: str, holder: str, token: int) -> None:
+        """Nothing happens where this holder holds it no more."""
+        keys.check_key(name, "name")
+        keys.check_key(holder, "holder")
+        checked(await self._redis.run(scripts.RELEASE, _lease_keys(name), [holder, token]))
+
+
+def _lease_keys(name: str) -> list[str]:
+    return [keys.GENERATION, keys.LEASE + name, keys.LEASE_TOKEN + name]

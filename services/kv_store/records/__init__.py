@@ -1,0 +1,1 @@
+"""Records that must survive: versioned values behind a generation marker."""

@@ -1,0 +1,529 @@
+"""The cluster manager with a real NATS, a real Redis behind the real kv_store, and fake pods."""
+
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from redis.asyncio import Redis
+
+from deepflow.config import MeshServiceConfig
+from deepflow.errors import DeepFlowError, InvalidRequest, NotFound, Unavailable
+from deepflow.rpc import Peer
+from deepflow.v1 import cluster_pb2
+from deepflow.v1 import types_pb2 as types
+from deepflow.v1.cluster_pb2_grpc import ClusterManagerServiceStub
+from services.cluster_manager.config import ClusterManagerConfig
+from services.cluster_manager.server import ClusterManagerServer
+from services.cluster_manager.store import Store
+from services.kv_store.config import KvStoreConfig
+from services.kv_store.server import KvStoreServer
+from tests.integration.fake_cluster import FakeMember, FakeSupervisor
+from tests.servers import ServerProcess, free_port, nats_server, redis_server, until
+
+if TYPE_CHECKING:
+    from deepflow.v1.cluster_pb2_grpc import ClusterManagerServiceAsyncStub
+
+TOKEN = "a token"
+READY = types.LIFECYCLE_STATE_READY
+BLANK = types.LIFECYCLE_STATE_BLANK
+
+
+@dataclass
+class Cluster:
+    """All that the tests touch."""
+
+    folder: Path
+    nats: ServerProcess
+    redis: ServerProcess
+    common: MeshServiceConfig
+    supervisor: FakeSupervisor
+    kv_store: KvStoreServer
+    manager: ClusterManagerServer
+    peer: Peer
+    guests: list[FakeMember] = field(default_factory=list)
+
+    @property
+    def stub(self) -> "ClusterManagerServiceAsyncStub":
+        return ClusterManagerServiceStub(self.peer.channel)
+
+    async def deploy(
+        self, name: str = "demo", replicas: int = 1, device: str = "emulated:zero", source: str = ""
+    ) -> cluster_pb2.Deployment:
+        deployment = cluster_pb2.Deployment(
+            name=name,
+            source=source or str(self.folder / "model"),
+            device=device,
+            replicas=replicas,
+        )
+        request = cluster_pb2.DeployRequest(deployment=deployment)
+        return (await self.peer.call(self.stub.Deploy, request, timeout_seconds=5)).deployment
+
+    async def undeploy(self, name: str) -> None:
+        request = cluster_pb2.UndeployRequest(name=name)
+        await self.peer.call(self.stub.Undeploy, request, timeout_seconds=5)
+
+    async def view(self) -> cluster_pb2.ClusterView:
+        request = cluster_pb2.GetViewRequest()
+        reply = await self.peer.call(
+            self.stub.GetView, request, timeout_seconds=10, idempotent=True
+        )
+        return reply.view
+
+    async def member(self, id: str) -> cluster_pb2.Member | None:
+        return next((m for m in (await self.view()).members if m.id == id), None)
+
+    async def ids(self, state: types.LifecycleState.ValueType = READY) -> set[str]:
+        return {m.id for m in (await self.view()).members if m.state == state}
+
+    async def until_ready(self, *names: str) -> None:
+        async def ready() -> bool:
+            return set(names) <= await self.ids()
+
+        await until(ready, what=f"{names} to be ready")
+
+    async def until_gone(self, name: str) -> None:
+        async def gone() -> bool:
+            return await self.member(name) is None
+
+        await until(gone, what=f"{name} to be gone")
+
+    async def until_pods(self, *names: str) -> None:
+        await until(lambda: set(self.supervisor.rows) == set(names), what=f"the pods {names}")
+
+    async def join(self, service: str, id: str) -> FakeMember:
+        guest = FakeMember(self.common, service, id, 0)
+        self.guests.append(guest)
+        await guest.start()
+        return guest
+
+    async def restart_manager(self, **changes: object) -> None:
+        config = self.manager._config.model_copy(update=changes)
+        await self.manager.stop()
+        self.manager = ClusterManagerServer(config)
+        await self.manager.start()
+
+    async def restart_kv_store(self) -> None:
+        self.kv_store = KvStoreServer(self.kv_store._config)
+        await self.kv_store.start()
+
+
+def write_model(folder: Path, vocab_size: int = 300) -> None:
+    folder.mkdir(exist_ok=True)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": vocab_size,
+        "max_position_embeddings": 512,
+        "eos_token_id": 2,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ x }}"}))
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    write_model(tmp_path / "model")
+    async with (
+        nats_server() as nats,
+        redis_server(tmp_path) as redis,
+        _assembled(tmp_path, nats, redis) as cluster,
+    ):
+        yield cluster
+
+
+@contextlib.asynccontextmanager
+async def _assembled(
+    folder: Path, nats: ServerProcess, redis: ServerProcess
+) -> AsyncIterator[Cluster]:
+    ports = {"kv": free_port(), "cm": free_port()}
+    common = MeshServiceConfig(
+        cluster_token=TOKEN,
+        nats_url=f"nats://{nats.address}",
+        kv_store_address=f"127.0.0.1:{ports['kv']}",
+        cluster_manager_address=f"127.0.0.1:{ports['cm']}",
+    )
+    shared = common.model_dump()
+    kv_config = KvStoreConfig(
+        **shared
+        | {"id": "kv-store", "port": ports["kv"], "redis_url": f"redis://{redis.address}/0"},
+        initialise=True,
+        probe_seconds=0.1,
+    )
+    supervisor = FakeSupervisor(folder / "supervisor.sock", common)
+    cm_config = ClusterManagerConfig(
+        **shared | {"id": "cluster-manager", "port": ports["cm"]},
+        driver="local",
+        supervisor_socket=str(supervisor.path),
+        heartbeat_interval_seconds=0.1,
+        member_timeout_seconds=1.0,
+        lease_seconds=1.0,
+        load_retry_first_seconds=0.2,
+        store_call_seconds=0.5,
+        tick_seconds=0.1,
+    )
+    cluster = Cluster(
+        folder=folder,
+        nats=nats,
+        redis=redis,
+        common=common,
+        supervisor=supervisor,
+        kv_store=KvStoreServer(kv_config),
+        manager=ClusterManagerServer(cm_config),
+        peer=Peer(f"127.0.0.1:{ports['cm']}", TOKEN),
+    )
+    try:
+        await supervisor.start()
+        await cluster.kv_store.start()
+        await cluster.manager.start()
+        await cluster.view()  # somebody leads
+        yield cluster
+    finally:
+        for guest in cluster.guests:
+            await guest.stop()
+        await supervisor.close()
+        await cluster.peer.close()
+        await cluster.manager.stop()
+        await cluster.kv_store.stop()
+
+
+async def test_a_deployment_gets_its_pod_its_model_and_its_place_in_the_view(
+    cluster: Cluster,
+) -> None:
+    await cluster.until_ready("je-0", "kv-store", "cluster-manager")
+    deployment = await cluster.deploy()
+    assert deployment.revision == 1 and deployment.created_unix_ms > 0
+    assert deployment.facts.vocab_size == 300 and deployment.facts.has_chat_template
+    await cluster.until_ready("je-0", "te-0")
+    te = await cluster.member("te-0")
+    assert te is not None and te.deployment == "demo"
+    held = cluster.supervisor.members["te-0"].task_executor.loads
+    assert [it.facts.model_revision for it in held] == [deployment.facts.model_revision]
+    # The same view reaches every member by push.
+    je = cluster.supervisor.members["je-0"]
+    await until(
+        lambda: any(m.id == "te-0" and m.state == READY for m in je.view.members),
+        what="the view to be pushed",
+    )
+    assert [it.name for it in je.view.deployments] == ["demo"]
+
+
+async def test_deploying_again_changes_only_what_differs(cluster: Cluster) -> None:
+    first = await cluster.deploy()
+    assert await cluster.deploy() == first
+    second = await cluster.deploy(replicas=2)
+    assert (second.revision, second.created_unix_ms) == (2, first.created_unix_ms)
+    await cluster.until_ready("te-0", "te-1")
+    await cluster.deploy(replicas=1)
+    await cluster.until_pods("je-0", "te-0")
+    te = cluster.supervisor.members["te-0"].task_executor
+    write_model(cluster.folder / "model", vocab_size=400)
+    third = await cluster.deploy(replicas=1)
+    assert third.facts.model_revision != first.facts.model_revision
+    await until(
+        lambda: te.loads[-1].facts.model_revision == third.facts.model_revision,
+        what="the changed model to be loaded",
+    )
+    await cluster.until_ready("te-0")
+
+
+async def test_undeploying_blanks_and_stops_its_pods(cluster: Cluster) -> None:
+    await cluster.deploy("one")
+    await cluster.deploy("two")
+    await cluster.until_ready("te-0", "te-1")
+    keeper = {m.deployment: m.id for m in (await cluster.view()).members}["two"]
+    await cluster.undeploy("one")
+    await cluster.until_pods("je-0", keeper)
+    assert [it.name for it in (await cluster.view()).deployments] == ["two"]
+    with pytest.raises(NotFound):
+        await cluster.undeploy("one")
+
+
+async def test_a_pod_with_work_in_flight_is_not_scaled_away(cluster: Cluster) -> None:
+    await cluster.deploy(replicas=2)
+    await cluster.until_ready("te-0", "te-1")
+    for member in cluster.supervisor.members.values():
+        member.running = 1
+    busy = cluster.supervisor.members["te-1"]
+
+    async def is_busy_known() -> bool:
+        states = cluster.manager._manager._roster.states()  # type: ignore[union-attr]
+        return all(states[id].in_flight == 1 for id in ("te-0", "te-1"))
+
+    await until(is_busy_known, what="the load to be heard")
+    await cluster.deploy(replicas=1)
+    await until_heard_again(cluster, times=5)
+    assert set(cluster.supervisor.rows) == {"je-0", "te-0", "te-1"}
+    busy.running = 0
+    await cluster.until_pods("je-0", "te-0")
+
+
+async def until_heard_again(cluster: Cluster, times: int) -> None:
+    """Some heartbeats, and with them some rounds of the rules, go by."""
+    roster = cluster.manager._manager._roster  # type: ignore[union-attr]
+    for _ in range(times):
+        before = roster.states()["te-0"].heard_at
+        await until(
+            lambda before=before: roster.states()["te-0"].heard_at > before,  # type: ignore[misc]
+            what="a heartbeat",
+        )
+
+
+async def test_bad_deployments_name_their_field(cluster: Cluster) -> None:
+    await cluster.until_ready("je-0")
+    nowhere = str(cluster.folder / "nowhere")
+
+    async def refused(param: str, **wrong: object) -> DeepFlowError:
+        with pytest.raises(InvalidRequest) as refusal:
+            await cluster.deploy(**wrong)  # type: ignore[arg-type]
+        assert refusal.value.param == param
+        return refusal.value
+
+    assert "emulated:h200" in (await refused("device", device="tpu")).message
+    assert "64" in (await refused("replicas", replicas=65)).message
+    await refused("replicas", replicas=0)
+    await refused("name", name="a b")
+    await refused("name", name="../up")
+    await refused("name", name="x" * 200)
+    assert "no such model folder" in (await refused("source", source=nowhere)).message
+    await refused("source", source="relative/path")
+    assert not (await cluster.view()).deployments
+
+
+async def test_a_failed_load_is_told_and_retried(cluster: Cluster) -> None:
+    cluster.supervisor.loads_to_fail = 3
+    await cluster.deploy()
+
+    async def told() -> bool:
+        te = await cluster.member("te-0")
+        return te is not None and "the weights are bent" in te.detail
+
+    await until(told, what="the reason to be in the view")
+    await cluster.until_ready("te-0")
+    te = await cluster.member("te-0")
+    assert te is not None and te.detail == ""
+    assert cluster.supervisor.started.count("te-0") == 1
+
+
+async def test_a_killed_pod_is_given_up_at_once_and_filled_again(cluster: Cluster) -> None:
+    await cluster.deploy()
+    await cluster.until_ready("te-0")
+    before = await cluster.member("te-0")
+    await cluster.supervisor.kill("te-0")
+    await cluster.until_gone("te-0")
+    await cluster.supervisor.revive("te-0")
+    await cluster.until_ready("te-0")
+    after = await cluster.member("te-0")
+    assert before is not None and after is not None and after.incarnation > before.incarnation
+    assert cluster.supervisor.started == ["je-0", "te-0"]
+
+
+async def test_silence_ends_a_member_while_others_are_heard(cluster: Cluster) -> None:
+    guest = await cluster.join("job_executor", "guest")
+    await cluster.until_ready("guest")
+    await guest.vanish()
+    cluster.guests.clear()
+    await cluster.until_gone("guest")
+    assert await cluster.member("je-0") is not None
+
+
+async def test_nobody_is_removed_while_nats_is_away(cluster: Cluster) -> None:
+    await cluster.deploy()
+    await cluster.join("job_executor", "guest")
+    await cluster.until_ready("je-0", "te-0", "guest")
+    roster = cluster.manager._manager._roster  # type: ignore[union-attr]
+    await cluster.nats.kill()
+    heard = {id: state.heard_at for id, state in roster.states().items()}
+
+    silent_since = max(heard.values())
+    await until(
+        lambda: time.monotonic() - silent_since > 2.5, what="more than the member timeout to pass"
+    )
+    ids = await cluster.ids()
+    assert {"je-0", "te-0", "guest", "kv-store"} <= ids
+    # Deploying works without NATS; so does filling the new task executor.
+    await cluster.deploy("other")
+    await cluster.until_ready("te-1")
+    await cluster.nats.start()
+    await until_heard_again(cluster, times=15)
+    assert ids | {"te-1"} <= await cluster.ids()
+
+
+async def test_a_restart_of_the_manager_moves_nothing(cluster: Cluster) -> None:
+    await cluster.deploy(replicas=2)
+    await cluster.until_ready("je-0", "te-0", "te-1")
+    before = await cluster.view()
+    await cluster.restart_manager()
+    await cluster.until_ready("je-0", "te-0", "te-1", "kv-store")
+    after = await cluster.view()
+    assert after.term > before.term
+    assert [it.name for it in after.deployments] == ["demo"]
+    await until_heard_again(cluster, times=15)
+    assert cluster.supervisor.started.count("te-0") == 1
+    for name in ("te-0", "te-1"):
+        assert len(cluster.supervisor.members[name].task_executor.loads) == 1
+    await cluster.until_pods("je-0", "te-0", "te-1")
+
+
+async def test_a_remembered_member_that_stays_silent_goes(cluster: Cluster) -> None:
+    guest = await cluster.join("job_executor", "guest")
+    await cluster.until_ready("guest")
+
+    async def stored() -> bool:
+        value = await cluster.manager._store.get("cluster/view")  # type: ignore[union-attr]
+        view = cluster_pb2.ClusterView.FromString(value or b"")
+        return any(m.id == "guest" and m.state == READY for m in view.members)
+
+    await until(stored, what="the view to be stored")
+    await guest.vanish()
+    cluster.guests.clear()
+    await cluster.restart_manager()
+    assert await cluster.member("guest") is not None
+    await cluster.until_gone("guest")
+    await cluster.until_ready("je-0")
+
+
+async def test_without_the_records_the_leader_goes_on(cluster: Cluster) -> None:
+    await cluster.deploy()
+    await cluster.until_ready("te-0")
+    term = (await cluster.view()).term
+    await cluster.kv_store.stop()
+    with pytest.raises(Unavailable):
+        await cluster.deploy("other")
+    await cluster.supervisor.kill("te-0")
+    await cluster.supervisor.revive("te-0")
+    await cluster.until_ready("te-0")
+    assert (await cluster.view()).term == term
+    await cluster.restart_kv_store()
+
+    async def deployed() -> bool:
+        with contextlib.suppress(Unavailable):
+            return bool(await cluster.deploy("other"))
+        return False
+
+    await until(deployed, what="the records to be back")
+    await cluster.until_ready("te-1")
+
+
+async def test_one_of_two_managers_leads(cluster: Cluster) -> None:
+    await cluster.deploy()
+    await cluster.until_ready("te-0")
+    config = cluster.manager._config.model_copy(update={"id": "second", "port": 0})
+    second = ClusterManagerServer(config)
+    await second.start()
+    peer = Peer(f"127.0.0.1:{second.port}", TOKEN)
+    stub = ClusterManagerServiceStub(peer.channel)
+    request = cluster_pb2.GetViewRequest()
+
+    async def knows_the_leader() -> bool:
+        try:
+            await peer.call(stub.GetView, request, timeout_seconds=5)
+        except Unavailable as error:
+            return "leader is cluster-manager" in error.message
+        return False
+
+    try:
+        await until(knows_the_leader, what="the standby to know the leader")
+        assert "standby" in second.lifecycle.detail
+        term = (await cluster.view()).term
+        await cluster.manager.stop()
+        cluster.manager = second
+        await until(lambda: second.lifecycle.is_ready, what="the standby to lead")
+        view = (await peer.call(stub.GetView, request, timeout_seconds=5)).view
+        assert view.term > term and [it.name for it in view.deployments] == ["demo"]
+        assert {"je-0", "te-0"} <= {m.id for m in view.members}
+    finally:
+        await peer.close()
+        if cluster.manager is not second:
+            await second.stop()
+
+
+async def test_a_manager_that_starts_first_waits_for_the_records(cluster: Cluster) -> None:
+    await cluster.deploy()
+    await cluster.manager.stop()
+    await cluster.kv_store.stop()
+    cluster.manager = ClusterManagerServer(cluster.manager._config)
+    await cluster.manager.start()
+    assert not cluster.manager.lifecycle.is_ready
+    await cluster.restart_kv_store()
+    await cluster.until_ready("je-0", "te-0")
+
+
+async def test_a_lease_that_ran_out_unclaimed_is_taken_again(cluster: Cluster) -> None:
+    await cluster.deploy()
+    await cluster.until_ready("je-0", "te-0")
+    term = (await cluster.view()).term
+    await cluster.kv_store.stop()
+    stopped_at = time.monotonic()
+    lease_seconds = cluster.manager._config.lease_seconds
+    await until(lambda: time.monotonic() - stopped_at > lease_seconds, what="the lease to end")
+    assert {"je-0", "te-0"} <= await cluster.ids()
+    await cluster.restart_kv_store()
+
+    async def is_renewed() -> bool:
+        return (await cluster.view()).term == term + 1
+
+    await until(is_renewed, what="the new term")
+    assert {"je-0", "te-0"} <= await cluster.ids()
+    assert len(cluster.supervisor.members["te-0"].task_executor.loads) == 1
+
+
+async def test_a_manager_that_lost_its_lease_steps_down_and_writes_nothing(
+    cluster: Cluster,
+) -> None:
+    await cluster.deploy()
+    await cluster.until_ready("te-0")
+    term = (await cluster.view()).term
+    store = Store(cluster.manager._config)
+    lease = await store.acquire("cluster-manager", "usurper@1", 60)
+    await store.release("cluster-manager", lease.holder, lease.token)
+    usurped = await store.acquire("cluster-manager", "usurper@1", 60)
+    assert usurped.is_mine and usurped.token > term
+    with pytest.raises(Unavailable):
+        await cluster.deploy("other")
+
+    async def has_stepped_down() -> bool:
+        try:
+            await cluster.peer.call(
+                cluster.stub.GetView, cluster_pb2.GetViewRequest(), timeout_seconds=5
+            )
+        except Unavailable as error:
+            return "leader is usurper" in error.message
+        return False
+
+    await until(has_stepped_down, what="the old leader to step down")
+    assert len(await store.list("deployments/")) == 1
+    await store.release("cluster-manager", "usurper@1", usurped.token)
+    await cluster.until_ready("je-0", "te-0")
+    assert (await cluster.view()).term > usurped.token
+    await store.close()
+
+
+async def test_lost_records_undeploy_nothing(cluster: Cluster) -> None:
+    await cluster.deploy()
+    await cluster.until_ready("je-0", "te-0")
+    je = cluster.supervisor.members["je-0"]
+    await until(lambda: len(je.view.deployments) == 1, what="the view to be pushed")
+    client = Redis(host="127.0.0.1", port=cluster.redis.port)
+    await client.flushall()
+    await client.aclose()
+    await until(lambda: not cluster.kv_store.lifecycle.is_ready, what="the loss to be seen")
+    with pytest.raises(Unavailable):
+        await cluster.deploy("other")
+    assert [it.name for it in (await cluster.view()).deployments] == ["demo"]
+    assert {"je-0", "te-0"} <= await cluster.ids()
+    # Not even a new manager takes "lost" for "nothing": it does not lead, and members go on.
+    await cluster.manager.stop()
+    cluster.manager = ClusterManagerServer(cluster.manager._config)
+    await cluster.manager.start()
+    await until(lambda: "generation marker" in cluster.manager.lifecycle.detail, what="the reason")
+    assert not cluster.manager.lifecycle.is_ready
+    assert [it.name for it in je.view.deployments] == ["demo"]
+    assert set(cluster.supervisor.rows) == {"je-0", "te-0"}
