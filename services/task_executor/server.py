@@ -3,6 +3,8 @@
 import logging
 import os
 
+import grpc.aio
+
 from deepflow import rpc
 from deepflow.bus import Bus
 from deepflow.health import HealthServer
@@ -25,6 +27,8 @@ from services.task_executor.shell.tasks import TaskStreams
 
 log = logging.getLogger(__name__)
 
+STOP_SECONDS = 0.5
+
 
 class TaskExecutorServer:
     """One task executor: the shell in this process, the engine in a child of it."""
@@ -43,7 +47,7 @@ class TaskExecutorServer:
         self._kv_events = KvEventPublisher(self._bus, self.id, self.incarnation)
         self.engine = EngineProcess(config)
         self.models = ModelHolder(config, self.engine, self.lifecycle)
-        self._server = rpc.new_server(config.cluster_token)
+        self._grpc: grpc.aio.Server | None = None
         self._membership: Membership | None = None
         self.address = ""
 
@@ -64,12 +68,14 @@ class TaskExecutorServer:
     async def stop(self) -> None:
         if self._membership is not None:
             await self._membership.close()
-        await self._server.stop(grace=0.5)
+        if self._grpc is not None:
+            await self._grpc.stop(STOP_SECONDS)
         await self.models.close()
         await self.engine.close()
         await self._kv_events.close()
         await self._bus.close()
         await self._health.close()
+        self._metrics.close()
         self._tracing.close()
 
     def _wire_engine(self) -> None:
@@ -93,8 +99,9 @@ class TaskExecutorServer:
             tasks_max=self.config.max_tasks,
         )
         servicer = TaskExecutorServicer(streams, self.models)
-        add_TaskExecutorServiceServicer_to_server(servicer, self._server)
-        port = await rpc.listen(self._server, self.config.host, self.config.port)
+        self._grpc = rpc.new_server(self.config.cluster_token)
+        add_TaskExecutorServiceServicer_to_server(servicer, self._grpc)
+        port = await rpc.listen(self._grpc, self.config.host, self.config.port)
         self.address = f"{self.config.advertised_host}:{port}"
 
     async def _join(self) -> None:

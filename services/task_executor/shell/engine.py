@@ -171,7 +171,7 @@ class EngineProcess:
             *bound_to_parent(command),
             pass_fds=(*link.to_engine.fds, *link.from_engine.fds),
             stdin=asyncio.subprocess.DEVNULL,
-            env=os.environ,
+            env=dict(os.environ),  # uvloop takes nothing else
         )
         log.info("engine started", extra={"engine_pid": process.pid})
         return process

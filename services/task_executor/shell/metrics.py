@@ -14,7 +14,11 @@ class ShellMetrics(Collector):
 
     def __init__(self, meter: LoadMeter, registry: CollectorRegistry = REGISTRY) -> None:
         self._meter = meter
+        self._registry = registry
         registry.register(self)
+
+    def close(self) -> None:
+        self._registry.unregister(self)
 
     def collect(self) -> Iterable[Metric]:
         meter = self._meter

@@ -1,6 +1,5 @@
 """TaskExecutorService: the gRPC face of the shell."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 from deepflow.v1 import tasks_pb2
@@ -16,8 +15,8 @@ class TaskExecutorServicer(TaskExecutorServiceServicer):
         self._streams = streams
         self._models = models
 
-    def Tasks(self, request_iterator: Any, context: Any) -> AsyncIterator[tasks_pb2.TasksResponse]:
-        return self._streams.serve(request_iterator, context)
+    async def Tasks(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        await self._streams.serve(request_iterator, context)
 
     async def LoadModel(
         self, request: tasks_pb2.LoadModelRequest, context: Any

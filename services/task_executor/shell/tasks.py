@@ -45,9 +45,7 @@ class TaskStreams:
         self._incarnation = incarnation
         self._tasks_max = tasks_max
 
-    async def serve(
-        self, requests: AsyncIterator[tasks_pb2.TasksRequest], context: Any
-    ) -> AsyncIterator[tasks_pb2.TasksResponse]:
+    async def serve(self, requests: AsyncIterator[tasks_pb2.TasksRequest], context: Any) -> None:
         """One job executor, until either side ends the stream."""
         try:
             hello = _require_hello(await anext(aiter(requests), None))
@@ -55,26 +53,25 @@ class TaskStreams:
             await abort(context, error)
             return
         log.info("job executor %s connected", hello.job_executor_id)
-        yield tasks_pb2.TasksResponse(welcome=self._welcome)
+        await context.write(tasks_pb2.TasksResponse(welcome=self._welcome))
         stream = self._peers.connect()
         reader = asyncio.create_task(self._read(requests, stream))
         try:
-            async for batch in self._batches(stream, reader):
-                yield batch
+            await self._write(stream, reader, context)
         finally:
             reader.cancel()
             self._engine.cancel(self._peers.disconnect(stream))
             log.info("job executor %s left", hello.job_executor_id)
 
-    async def _batches(
-        self, stream: PeerStream, reader: asyncio.Task[None]
-    ) -> AsyncIterator[tasks_pb2.TasksResponse]:
+    async def _write(self, stream: PeerStream, reader: asyncio.Task[None], context: Any) -> None:
+        """What steps add while a write waits goes into the next one."""
         reader.add_done_callback(lambda _: stream.wake.set())
         while not reader.done():
             await stream.wake.wait()
             stream.wake.clear()
             if stream.columns:
-                yield tasks_pb2.TasksResponse(tokens=stream.columns.take(self._incarnation))
+                batch = stream.columns.take(self._incarnation)
+                await context.write(tasks_pb2.TasksResponse(tokens=batch))
                 self._peers.batch_taken()
         with contextlib.suppress(asyncio.CancelledError):
             reader.result()

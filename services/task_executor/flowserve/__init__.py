@@ -1,0 +1,1 @@
+"""FlowServe, the engine: a master that plans and executors that run what the plan says."""

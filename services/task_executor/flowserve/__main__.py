@@ -1,0 +1,55 @@
+"""Run the engine: `python -m services.task_executor.flowserve --inbox FD,FD,FD --outbox FD,FD,FD`.
+
+The shell starts it and passes the descriptors of two rings. It ends on Stop, on SIGTERM and when
+its parent dies; SIGINT is the shell's to handle, though a terminal sends it to both.
+"""
+
+import argparse
+import importlib
+import logging
+import signal
+import sys
+
+from services.task_executor.flowserve.engine_process import EngineProcess, ParentLost
+from services.task_executor.flowserve.ring import Ring
+
+EXIT_PARENT_LOST = 4
+
+
+def main() -> int:
+    arguments = _parse_arguments()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    logging.basicConfig(
+        level=arguments.log_level.upper(),
+        format="%(asctime)s %(levelname)-7s flowserve %(name)s: %(message)s",
+    )
+    process = EngineProcess(Ring.open(arguments.inbox), Ring.open(arguments.outbox))
+    try:
+        if arguments.preload:
+            with process.report(f"import_{arguments.preload}"):
+                importlib.import_module(arguments.preload)
+        process.run()
+    except ParentLost:
+        return EXIT_PARENT_LOST
+    return 0
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m services.task_executor.flowserve")
+    descriptors = "memory, filled and freed descriptors of a ring, as FD,FD,FD"
+    parser.add_argument("--inbox", type=_parse_fds, required=True, help=descriptors)
+    parser.add_argument("--outbox", type=_parse_fds, required=True, help=descriptors)
+    parser.add_argument(
+        "--preload", choices=["torch"], help="import this before the first model is known"
+    )
+    parser.add_argument("--log-level", default="info", help="debug, info, warning or error")
+    return parser.parse_args()
+
+
+def _parse_fds(text: str) -> tuple[int, ...]:
+    return tuple(int(fd) for fd in text.split(","))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

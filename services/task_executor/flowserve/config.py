@@ -1,0 +1,75 @@
+"""Every number the engine's decisions rest on, fixed once the model and its device are known."""
+
+import msgspec
+
+from deepflow.core.blocks import BlockIdentitySeed
+
+
+class EngineConfigError(ValueError):
+    """Names the field, its value and what would be right."""
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    block_size: int  # tokens; what the device's attention kernels ask for
+    kv_blocks: int  # the trash block included
+    max_tokens: int  # prompt and answer of one sequence together
+    vocab_size: int
+    max_sequences: int = 64  # rows of the batch
+    max_step_tokens: int = 2048  # positions computed in one step
+    max_waiting: int = 4096  # sequences queued for a row; one more is refused
+    eos_token_ids: tuple[int, ...] = ()
+    policy: str = "fcfs"
+    model_revision: str = ""
+    adapter: str = ""
+    kv_dtype: str = ""
+    kv_layout: str = ""
+
+    def __post_init__(self) -> None:
+        self._require_at_least("block_size", 1)
+        self._require_at_least("kv_blocks", 2, "the trash block and one that holds tokens")
+        self._require_at_least("max_tokens", 2, "one token of prompt and one of answer")
+        self._require_at_least("vocab_size", 1)
+        self._require_at_least("max_sequences", 1)
+        self._require_at_least(
+            "max_step_tokens", self.max_sequences, "max_sequences, so that no row stands still"
+        )
+        self._require_at_least("max_waiting", 1)
+        self._require_room_for_longest()
+        for token in self.eos_token_ids:
+            if not 0 <= token < self.vocab_size:
+                raise EngineConfigError(
+                    f"eos_token_ids holds {token}, but ids go from 0 to {self.vocab_size - 1}"
+                )
+
+    @property
+    def usable_blocks(self) -> int:
+        return self.kv_blocks - 1
+
+    def blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def identity_seed(self, tenant_salt: bytes) -> BlockIdentitySeed:
+        return BlockIdentitySeed(
+            model_revision=self.model_revision,
+            adapter=self.adapter,
+            block_size=self.block_size,
+            kv_dtype=self.kv_dtype,
+            kv_layout=self.kv_layout,
+            tenant_salt=tenant_salt,
+        )
+
+    def _require_at_least(self, field: str, least: int, why: str = "") -> None:
+        value = getattr(self, field)
+        if value < least:
+            reason = f" ({why})" if why else ""
+            raise EngineConfigError(f"{field} is {value}, but must be {least} or more{reason}")
+
+    def _require_room_for_longest(self) -> None:
+        """Alone in the engine every sequence must fit, or preemption could not end."""
+        room = self.usable_blocks * self.block_size
+        if self.max_tokens > room:
+            raise EngineConfigError(
+                f"max_tokens is {self.max_tokens}, but {self.kv_blocks} KV blocks of "
+                f"{self.block_size} tokens hold {room}; lower max_tokens or raise kv_blocks to "
+                f"{self.blocks_for(self.max_tokens) + 1}"
+            )

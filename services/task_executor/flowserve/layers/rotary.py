@@ -1,0 +1,51 @@
+"""Rotary position embedding, neox style: the two halves of a head turn against each other."""
+
+import math
+
+import torch
+
+from deepflow.core.model_spec import RopeSpec
+
+
+class Rotary:
+    """Angles come from positions each step: a table over a long context would cost more memory."""
+
+    def __init__(self, rope: RopeSpec, head_dim: int, device: torch.device) -> None:
+        self._frequencies = inverse_frequencies(rope, head_dim).to(device)
+
+    def angles(
+        self, positions: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """positions [tokens] -> cos and sin, each [tokens, 1, head_dim / 2]."""
+        angles = positions[:, None].float() * self._frequencies
+        return angles.cos()[:, None].to(dtype), angles.sin()[:, None].to(dtype)
+
+
+def rotate(heads: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """heads: [tokens, heads, head_dim]."""
+    cos, sin = angles
+    first, second = heads.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def inverse_frequencies(rope: RopeSpec, head_dim: int) -> torch.Tensor:
+    """[head_dim / 2] in fp32."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+    frequencies = 1.0 / (rope.theta**exponents)
+    match rope.kind:
+        case "default":
+            return frequencies
+        case "linear":
+            return frequencies / rope.factor
+        case "llama3":
+            return _llama3(rope, frequencies)
+    raise ValueError(f"unknown rope kind {rope.kind!r}")
+
+
+def _llama3(rope: RopeSpec, frequencies: torch.Tensor) -> torch.Tensor:
+    """Long waves are slowed by the factor, short ones kept, those between blended."""
+    original = rope.original_context_length
+    turns = original * frequencies / (2 * math.pi)  # within the original context
+    blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    blend = blend.clamp(0, 1)
+    return (1 - blend) * frequencies / rope.factor + blend * frequencies

@@ -1,0 +1,1 @@
+"""Decides what each step runs: pure, without torch, clocks or threads."""

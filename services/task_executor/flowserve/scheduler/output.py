@@ -1,0 +1,62 @@
+"""What happened since the last report, gathered as the columns of a StepOutput."""
+
+from services.task_executor.flowserve.messages import Finished, KvChange, StepOutput
+from services.task_executor.flowserve.scheduler.sequence import Sequence
+
+
+class OutputColumns:
+    __slots__ = (
+        "accepted",
+        "finished",
+        "first_indexes",
+        "handles",
+        "logprobs",
+        "seconds",
+        "token_ids",
+    )
+
+    def __init__(self) -> None:
+        self.accepted: list[int] = []
+        self.handles: list[int] = []
+        self.first_indexes: list[int] = []
+        self.token_ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.finished: list[Finished] = []
+        self.seconds: float | None = None  # None until a step has run
+
+    @property
+    def is_empty(self) -> bool:
+        return self.seconds is None and not self.accepted and not self.finished
+
+    def finish(self, sequence: Sequence, reason: str, message: str = "") -> None:
+        self.finished.append(
+            Finished(
+                handle=sequence.handle,
+                reason=reason,
+                prompt_tokens=sequence.prompt_length,
+                completion_tokens=len(sequence.token_ids) - sequence.prompt_length,
+                cached_tokens=sequence.cached_tokens or 0,
+                message=message,
+            )
+        )
+
+    def refuse(self, handle: int, prompt_tokens: int, message: str, *, invalid: bool) -> None:
+        self.finished.append(Finished(handle, "error", prompt_tokens, 0, 0, message, invalid))
+
+    def report(
+        self, step: int, kv_changes: list[KvChange], waiting: int, running: int, free_blocks: int
+    ) -> StepOutput:
+        return StepOutput(
+            step=step,
+            seconds=self.seconds or 0.0,
+            accepted=self.accepted,
+            handles=self.handles,
+            first_indexes=self.first_indexes,
+            token_ids=self.token_ids,
+            logprobs=self.logprobs,
+            finished=self.finished,
+            kv_changes=kv_changes,
+            waiting=waiting,
+            running=running,
+            free_blocks=free_blocks,
+        )

@@ -1,0 +1,96 @@
+"""One sequence from submission to its end."""
+
+from collections.abc import Set
+from typing import TypeAlias
+
+from services.task_executor.flowserve.config import EngineConfig
+from services.task_executor.flowserve.messages import Submit
+from services.task_executor.flowserve.rtc.block_chain import BlockChain
+
+# Least goes first, greatest is preempted first; never equal for two sequences.
+Rank: TypeAlias = tuple[int, ...]
+
+NO_ROW = -1
+
+
+class Sequence:
+    """Waiting (no row), prefilling (computed < target) or decoding (one token not computed)."""
+
+    __slots__ = (
+        "arrival",
+        "blocks",
+        "cached_tokens",
+        "capacity",
+        "chain",
+        "choice_index",
+        "computed",
+        "handle",
+        "limit",
+        "preserve_at",
+        "priority",
+        "prompt_length",
+        "rank",
+        "row",
+        "sampling",
+        "stop_ids",
+        "target",
+        "token_ids",
+    )
+
+    row: int
+    blocks: list[int]
+    capacity: int  # tokens that the blocks have room for
+    computed: int  # tokens whose KV is computed or being computed
+    target: int  # tokens known on admission: where the prefill ends
+    preserve_at: int  # computed tokens at which the next block is full
+
+    def __init__(
+        self, message: Submit, arrival: int, config: EngineConfig, eos_ids: Set[int]
+    ) -> None:
+        self.handle = message.handle
+        self.token_ids = message.prompt_token_ids + message.resume_token_ids
+        self.prompt_length = len(message.prompt_token_ids)
+        self.choice_index = message.choice_index
+        self.sampling = message.sampling
+        self.priority = message.priority
+        self.arrival = arrival
+        self.rank: Rank = ()
+        # The last token is drawn and never fed, so it needs no room in the cache.
+        self.limit = min(self.prompt_length + message.sampling.max_tokens, config.max_tokens)
+        self.stop_ids: Set[int] = frozenset() if message.sampling.ignore_eos else eos_ids
+        root = config.identity_seed(message.cache_salt).root()
+        self.chain = BlockChain(root, config.block_size)
+        self.cached_tokens: int | None = None  # of the prompt, when it was first admitted
+        self.leave_row()
+
+    @property
+    def is_running(self) -> bool:
+        return self.row >= 0
+
+    @property
+    def remaining(self) -> int:
+        """Tokens of the prefill that no step has taken up yet."""
+        return self.target - self.computed
+
+    def take_row(self, row: int, blocks: list[int], num_matched: int) -> None:
+        """Start on all tokens known so far; the first `num_matched` blocks hold their KV."""
+        block_size = self.chain.block_size
+        self.row = row
+        self.blocks = blocks
+        self.capacity = len(blocks) * block_size
+        self.computed = num_matched * block_size
+        self.target = len(self.token_ids)
+        self.preserve_at = self.computed + block_size
+        if self.cached_tokens is None:
+            self.cached_tokens = min(self.computed, self.prompt_length)
+
+    def leave_row(self) -> None:
+        self.row = NO_ROW
+        self.blocks = []
+        self.capacity = self.computed = self.target = self.preserve_at = 0
+
+    def ending(self) -> str:
+        """Why the last token known ends the answer; empty where it does not."""
+        if len(self.token_ids) > self.prompt_length and self.token_ids[-1] in self.stop_ids:
+            return "stop"
+        return "length" if len(self.token_ids) >= self.limit else ""

@@ -1,0 +1,128 @@
+"""A scheduler and a fingerprint executor, driven by hand and checked after every step."""
+
+from typing import Any
+
+from deepflow.core.sampling import SamplingParams
+from services.task_executor.flowserve.config import EngineConfig
+from services.task_executor.flowserve.messages import Finished, StepOutput, Submit
+from services.task_executor.flowserve.plan import StepPlan
+from services.task_executor.flowserve.rtc.cache import RelationalTensorCache
+from services.task_executor.flowserve.scheduler.scheduler import Scheduler
+from tests.unit.flowserve.fingerprint_executor import (
+    EOS,
+    VOCAB_SIZE,
+    DeviceFault,
+    FingerprintExecutor,
+)
+
+
+def make_config(**changes: int) -> EngineConfig:
+    usual = {
+        "block_size": 4,
+        "kv_blocks": 17,
+        "max_tokens": 40,
+        "vocab_size": VOCAB_SIZE,
+        "max_sequences": 4,
+        "max_step_tokens": 12,
+    }
+    fields: dict[str, Any] = usual | changes
+    return EngineConfig(**fields, eos_token_ids=(EOS,))
+
+
+class Harness:
+    def __init__(self, config: EngineConfig | None = None) -> None:
+        self.config = config or make_config()
+        self.cache = RelationalTensorCache(self.config.kv_blocks, self.config.block_size)
+        self.scheduler = Scheduler(self.config, self.cache)
+        self.executor = FingerprintExecutor(self.config.kv_blocks, self.config.block_size)
+        self.submitted: dict[int, Submit] = {}
+        self.answers: dict[int, list[int]] = {}
+        self.finished: dict[int, Finished] = {}
+        self.accepted: list[int] = []
+        self.preserved: set[bytes] = set()  # as told by the KV changes
+
+    def submit(
+        self,
+        prompt: list[int],
+        max_tokens: int = 8,
+        *,
+        resume: list[int] | None = None,
+        salt: bytes = b"",
+        priority: int = 0,
+        ignore_eos: bool = True,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+    ) -> int:
+        handle = len(self.submitted)
+        sampling = SamplingParams(
+            max_tokens, temperature=temperature, top_p=top_p, ignore_eos=ignore_eos
+        )
+        resume = resume or []
+        message = Submit(handle, prompt, sampling, resume, 0, salt, priority)
+        self.submitted[handle] = message
+        self.answers[handle] = list(resume)
+        self.scheduler.submit(message)
+        return handle
+
+    def step(self) -> StepPlan | None:
+        """One step and everything that must hold after it; answers the plan."""
+        plan = self.scheduler.plan()
+        if plan is not None:
+            assert plan.num_tokens <= self.config.max_step_tokens
+            assert len(set(plan.rows)) == len(plan.rows)
+            self._run(plan)
+        self.collect()
+        self.scheduler.check()
+        return plan
+
+    def collect(self) -> StepOutput | None:
+        output = self.scheduler.take_output()
+        if output is not None:
+            self.accepted += output.accepted
+            self._take_tokens(output)
+            self._take_changes(output)
+            for finished in output.finished:
+                assert finished.handle not in self.finished, "a sequence ends twice"
+                self.finished[finished.handle] = finished
+        return output
+
+    def drain(self) -> int:
+        """Run until everybody has ended. The best-ranked advances in every step, so it must end."""
+        steps = 0
+        bound = sum(
+            len(message.prompt_token_ids) + message.sampling.max_tokens
+            for handle, message in self.submitted.items()
+            if handle not in self.finished
+        )
+        while self.scheduler.has_work:
+            self.step()
+            steps += 1
+            assert steps <= bound, "somebody starves"
+        self.collect()
+        return steps
+
+    def _run(self, plan: StepPlan) -> None:
+        try:
+            result = self.executor.execute(plan)
+        except DeviceFault as fault:
+            self.scheduler.fail_step(str(fault))
+        else:
+            self.scheduler.apply(result)
+
+    def _take_tokens(self, output: StepOutput) -> None:
+        columns = zip(output.handles, output.first_indexes, output.token_ids, strict=True)
+        for handle, first_index, token in columns:
+            assert first_index == len(self.answers[handle]), "a token is lost or repeated"
+            self.answers[handle].append(token)
+        assert output.logprobs == [-float(token) for token in output.token_ids]
+
+    def _take_changes(self, output: StepOutput) -> None:
+        for change in output.kv_changes:
+            identities = set(change.identities)
+            assert len(identities) == len(change.identities)
+            if change.stored:
+                assert not identities & self.preserved
+                self.preserved |= identities
+            else:
+                assert identities <= self.preserved
+                self.preserved -= identities

@@ -1,0 +1,131 @@
+"""Random histories: whatever comes in between, each answer is the one it would be alone."""
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.unit.flowserve.fingerprint_executor import POISON, answer_alone
+from tests.unit.flowserve.harness import Harness, make_config
+
+# Few distinct tokens and shared openings, so that prefixes meet.
+OPENINGS: tuple[list[int], ...] = ([], [1] * 4, [1] * 8, [1, 2, 3, 4] * 3, [5] * 16)
+tails = st.lists(st.integers(1, 3), min_size=1, max_size=9)
+prompts = st.builds(lambda opening, tail: opening + tail, st.sampled_from(OPENINGS), tails)
+
+
+class Histories(RuleBasedStateMachine):
+    @initialize(
+        kv_blocks=st.integers(11, 30),
+        max_sequences=st.integers(1, 5),
+        spare_tokens=st.integers(0, 12),
+    )
+    def start(self, kv_blocks: int, max_sequences: int, spare_tokens: int) -> None:
+        config = make_config(
+            kv_blocks=kv_blocks,
+            max_sequences=max_sequences,
+            max_step_tokens=max_sequences + spare_tokens,
+        )
+        self.harness = Harness(config)
+        self.disturbed: set[int] = set()  # may end before their time
+        self.expected: dict[int, list[int]] = {}
+
+    @rule(
+        prompt=prompts,
+        max_tokens=st.integers(1, 20),
+        salt=st.sampled_from([b"", b"tenant"]),
+        priority=st.integers(-1, 1),
+        ignore_eos=st.booleans(),
+        temperature=st.sampled_from([0.0, 1.0]),
+    )
+    def submit(
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        salt: bytes,
+        priority: int,
+        ignore_eos: bool,
+        temperature: float,
+    ) -> None:
+        self.harness.submit(
+            prompt,
+            max_tokens,
+            salt=salt,
+            priority=priority,
+            ignore_eos=ignore_eos,
+            temperature=temperature,
+        )
+
+    @rule(prompt=prompts, max_tokens=st.integers(2, 20), data=st.data())
+    def resume(self, prompt: list[int], max_tokens: int, data: st.DataObject) -> None:
+        max_tokens = min(max_tokens, self.harness.config.max_tokens - len(prompt))
+        answer = answer_alone(prompt, max_tokens, ignore_eos=True)
+        emitted = data.draw(st.integers(0, len(answer)))
+        self.harness.submit(prompt, max_tokens, resume=answer[:emitted])
+
+    @rule(prompt=prompts)
+    def submit_poisoned(self, prompt: list[int]) -> None:
+        self.harness.submit([*prompt, POISON])
+
+    @rule(steps=st.integers(1, 6))
+    def step(self, steps: int) -> None:
+        for _ in range(steps):
+            self.harness.step()
+
+    @precondition(lambda self: self.harness.submitted)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        handles = st.lists(st.sampled_from(sorted(self.harness.submitted)), max_size=3)
+        cancelled = data.draw(handles)
+        self.disturbed.update(cancelled)
+        self.harness.scheduler.cancel(cancelled)
+        self.harness.scheduler.check()
+
+    @rule(moment=st.sampled_from(["before", "after"]))
+    def fail_step(self, moment: str) -> None:
+        self.harness.executor.fault = moment
+        plan = self.harness.step()
+        self.harness.executor.fault = ""
+        if plan is not None:
+            self.disturbed.update(self.harness.submitted)
+
+    @invariant()
+    def answers_are_those_given_alone(self) -> None:
+        for handle, message in self.harness.submitted.items():
+            expected = self._expect(handle)
+            answer = self.harness.answers[handle]
+            assert answer == expected[: len(answer)]
+            finished = self.harness.finished.get(handle)
+            if finished and message.prompt_token_ids[-1] == POISON:
+                assert finished.reason in ("error", "cancelled")
+            elif finished and handle not in self.disturbed:
+                assert answer == expected and finished.reason in ("stop", "length")
+            if finished:
+                assert finished.completion_tokens == len(answer)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "harness"):
+            return
+        self.harness.drain()
+        self.answers_are_those_given_alone()
+        assert self.harness.finished.keys() == self.harness.submitted.keys()
+        scheduler, cache = self.harness.scheduler, self.harness.cache
+        assert scheduler.num_waiting == scheduler.num_running == 0
+        assert cache.num_available == self.harness.config.usable_blocks
+        cache.check([])
+
+    def _expect(self, handle: int) -> list[int]:
+        if handle not in self.expected:
+            message = self.harness.submitted[handle]
+            prompt, sampling = message.prompt_token_ids, message.sampling
+            max_tokens = min(sampling.max_tokens, self.harness.config.max_tokens - len(prompt))
+            self.expected[handle] = answer_alone(prompt, max_tokens, ignore_eos=sampling.ignore_eos)
+        return self.expected[handle]
+
+
+TestHistories = Histories.TestCase
+TestHistories.settings = settings(
+    max_examples=150,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)

@@ -1,0 +1,25 @@
+import pytest
+
+from services.task_executor.flowserve.step_clock import StepInProgress
+from services.task_executor.shell.hang import is_hung
+
+
+@pytest.mark.parametrize(
+    ("started", "predicted", "now", "hung"),
+    [
+        (0.0, 0.0, 29.0, False),
+        (0.0, 0.0, 31.0, True),
+        (0.0, 5.0, 99.0, False),
+        (0.0, 5.0, 101.0, True),
+        (100.0, 0.01, 120.0, False),
+    ],
+)
+def test_a_hang_is_a_step_far_beyond_its_prediction(
+    started: float, predicted: float, now: float, hung: bool
+) -> None:
+    running = StepInProgress(step=1, started_seconds=started, predicted_seconds=predicted)
+    assert is_hung(running, now, factor=20.0, floor_seconds=30.0) is hung
+
+
+def test_an_idle_engine_never_hangs() -> None:
+    assert not is_hung(None, 1e9, factor=20.0, floor_seconds=30.0)
