@@ -1,0 +1,87 @@
+# One verb per chore; `.ci/run` uses the same ones. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+# A plain install brings torch's CUDA build. For the CPU build:
+#   make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+ARGS ?=
+
+# A stamp is as new as the pyproject.toml that it installed: nothing changed, nothing to do.
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+
+PIP_HELP = { echo; echo "The installation failed. What to look at:"; \
+	echo "  - no network or a proxy: pip needs one that reaches its index (see 'pip config list')"; \
+	echo "  - torch was not found or is too large: make install TORCH_INDEX=https://download.pytorch.org/whl/cpu"; \
+	echo "  - a broken environment: 'make clean' removes .venv, then try again"; exit 1; }
+
+.PHONY: help
+help: ## This list
+	@echo "make VERB [ARGS='…']"; echo
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+.PHONY: install
+install: $(INSTALLED) ## Make .venv and install what `deepflow up` needs (TORCH_INDEX=URL picks a torch)
+
+.PHONY: up
+up: $(INSTALLED) ## Start the mesh with the demo model (ARGS='--port 8080' and the like)
+	@$(BIN)/deepflow up $(ARGS)
+
+.PHONY: test
+test: $(INSTALLED_DEV) ## Run every test (ARGS='-k name' and the like)
+	@$(BIN)/pytest -q $(ARGS)
+
+.PHONY: check
+check: $(INSTALLED_DEV) ## Lint, format, types, who imports whom, stale stubs
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(call protoc,$$fresh) && \
+	diff -r -x __pycache__ -x __init__.py "$$fresh/deepflow/v1" deepflow/v1 || \
+	{ echo "deepflow/v1 is not what proto/ says: run 'make proto'"; exit 1; }
+
+.PHONY: bench
+bench: $(INSTALLED) ## Measure the whole mesh beside bare Starlette (ARGS='--json' and the like)
+	@$(BIN)/deepflow bench mesh $(ARGS)
+
+.PHONY: proto
+proto: $(INSTALLED_DEV) ## Generate deepflow/v1 from proto/
+	@$(call protoc,.)
+
+.PHONY: demo-model
+demo-model: $(INSTALLED_DEV) ## Train the demo model anew and report how often it is right
+	@$(BIN)/python -m tools.demo_model.train $(ARGS)
+
+.PHONY: clean
+clean: ## Remove .venv and everything that tools left behind
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+		.import_linter_cache
+	find deepflow services tests tools -name __pycache__ -prune -exec rm -rf {} +
+
+# $(call protoc,FOLDER): the stubs of every contract, under FOLDER. The mypy plugin is found on PATH.
+protoc = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto \
+	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) \
+	proto/deepflow/v1/*.proto
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "$(PYTHON) is not on PATH: install Python 3.11, or say make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "DeepFlow needs Python 3.11 or newer: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml | $(BIN)/python
+	@$(BIN)/python -m pip install $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) || $(PIP_HELP)
+	@$(BIN)/python -m pip install -e '.[local]' || $(PIP_HELP)
+	@touch $@
+
+$(INSTALLED_DEV): pyproject.toml $(INSTALLED) | $(BIN)/python
+	@$(BIN)/python -m pip install -e '.[dev]' || $(PIP_HELP)
+	@touch $@

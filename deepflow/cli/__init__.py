@@ -1,0 +1,1 @@
+"""The `deepflow` command: one file per verb."""

@@ -1,0 +1,52 @@
+"""What `deepflow up` prints when the stack answers; every line of it works as printed."""
+
+from deepflow.local.progress import Ready
+
+QUESTION = "What is a task executor?"
+
+
+def greeting(ready: Ready) -> str:
+    lines = [
+        "",
+        f"Up after {ready.seconds:.1f} s: DeepFlow serves {ready.model} at {ready.urls[0]}/v1",
+    ]
+    lines += [f"  and at {url}/v1" for url in ready.urls[1:]]
+    if ready.device.startswith("emulated:"):
+        lines.append(
+            f"The device is {ready.device}: answers are made up, only their timing counts."
+        )
+    lines += ["", "Ask it:", "", *_curl(ready), "", "or from Python, with pip install openai:", ""]
+    lines += _python(ready)
+    lines += ["", f"Logs: {ready.log_dir}", "Stop: Ctrl-C here, or 'deepflow down'", ""]
+    return "\n".join(lines)
+
+
+def _curl(ready: Ready) -> list[str]:
+    if ready.has_chat_template:
+        path = "chat/completions"
+        question = f'"messages": [{{"role": "user", "content": "{QUESTION}"}}]'
+    else:
+        path, question = "completions", f'"prompt": "{QUESTION}", "max_tokens": 64'
+    return [
+        f"curl {ready.urls[0]}/v1/{path} -H 'content-type: application/json' \\",
+        f"""  -d '{{"model": "{ready.model}", {question}}}'""",
+    ]
+
+
+def _python(ready: Ready) -> list[str]:
+    head = [
+        "from openai import OpenAI",
+        f'client = OpenAI(base_url="{ready.urls[0]}/v1", api_key="none")',
+    ]
+    if ready.has_chat_template:
+        return [
+            *head,
+            f'question = [{{"role": "user", "content": "{QUESTION}"}}]',
+            f'answer = client.chat.completions.create(model="{ready.model}", messages=question)',
+            "print(answer.choices[0].message.content)",
+        ]
+    return [
+        *head,
+        f'answer = client.completions.create(model="{ready.model}", prompt="{QUESTION}")',
+        "print(answer.choices[0].text)",
+    ]

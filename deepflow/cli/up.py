@@ -1,0 +1,107 @@
+"""`deepflow up`: the whole mesh in the foreground, until Ctrl-C."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deepflow.cli.common import (
+    EXIT_CANNOT_START,
+    EXIT_FAILED,
+    EXIT_KILLED,
+    DataDirOption,
+    fail,
+)
+
+
+def up(
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            show_default="the packaged demo model",
+            help="Folder with config.json, the tokenizer and safetensors weights.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            show_default="the folder's name; demo for the demo model",
+            help='What clients put in "model".',
+        ),
+    ] = None,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="HTTP port; gateway i listens on port + i.")
+    ] = 8000,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Interface of the gateways. Everything else listens on the loopback only."
+        ),
+    ] = "127.0.0.1",
+    device: Annotated[
+        str,
+        typer.Option(
+            help="cpu, or emulated:NAME, which computes nothing and takes the time that the named"
+            " accelerator would: emulated:zero, emulated:ascend-910b, emulated:h200."
+        ),
+    ] = "cpu",
+    task_executors: Annotated[int, typer.Option(min=1, max=64, help="Replicas of the model.")] = 1,
+    job_executors: Annotated[int, typer.Option(min=1, max=64, help="Job executors.")] = 1,
+    gateways: Annotated[int, typer.Option(min=1, max=64, help="Gateways.")] = 1,
+    data_dir: DataDirOption = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help='One JSON object a line; the one with "event": "ready" counts.'
+        ),
+    ] = False,
+) -> None:
+    """Start the mesh on this machine, deploy a model, serve until Ctrl-C.
+
+    Starts gateway, job executor, task executor with its engine, cluster
+    manager, kv_store, NATS and Redis as processes of their own; all of them
+    end with this command. The first Ctrl-C (or SIGTERM) lets running requests
+    end, the second kills at once.
+
+    [bold]Examples[/bold]
+
+    \b
+      deepflow up                                 the demo model, port 8000
+      deepflow up --model ~/models/Llama-3.2-1B   a model of yours
+      deepflow up --task-executors 2 --port 8080  two replicas
+      deepflow up --device emulated:ascend-910b   an accelerator's timing only
+
+    [bold]Exit codes[/bold]
+
+    \b
+      0    stopped as asked, everything in peace
+      1    the mesh did not come up; the end of the log at fault was printed
+      2    an option is wrong
+      3    cannot start here: port in use, stack runs already, program missing
+      130  killed by a second Ctrl-C
+    """
+    # Late: --help needs none of this.
+    import asyncio
+
+    from deepflow.cli.model_choice import choose_model
+    from deepflow.cli.reporters import reporter_for
+    from deepflow.local.data_dir import default_root
+    from deepflow.local.errors import StackError, StartupFailed
+    from deepflow.local.run import run
+    from deepflow.local.stack import StackOptions
+
+    if port + gateways - 1 > 65535:
+        fail(f"{gateways} gateways from port {port} go beyond 65535: choose a lower --port", 2)
+    options = StackOptions(data_dir or default_root(), host, port, gateways, job_executors)
+    choice = choose_model(model, name, device, task_executors)
+    reporter = reporter_for(as_json)
+    try:
+        ended_in_peace = asyncio.run(run(options, choice, reporter))
+    except StartupFailed as error:
+        reporter.failed(str(error), error.log_file, error.log_tail)
+        raise typer.Exit(EXIT_FAILED) from error
+    except StackError as error:
+        reporter.failed(str(error))
+        raise typer.Exit(EXIT_CANNOT_START) from error
+    raise typer.Exit(0 if ended_in_peace else EXIT_KILLED)

@@ -1,0 +1,52 @@
+"""As much HTTP as it takes to ask the stack's own services how they are."""
+
+import asyncio
+import json
+from typing import Any
+from urllib.parse import urlsplit
+
+ANSWER_SECONDS_MAX = 30.0
+
+
+class NoAnswer(Exception):
+    """Nobody listens there, or what came back is no HTTP."""
+
+
+async def get(url: str, timeout_seconds: float = ANSWER_SECONDS_MAX) -> tuple[int, Any]:
+    """(status, JSON body); None for a body that is no JSON."""
+    return await _ask("GET", url, b"", timeout_seconds)
+
+
+async def post(
+    url: str, document: Any, timeout_seconds: float = ANSWER_SECONDS_MAX
+) -> tuple[int, Any]:
+    return await _ask("POST", url, json.dumps(document).encode(), timeout_seconds)
+
+
+async def _ask(method: str, url: str, body: bytes, timeout_seconds: float) -> tuple[int, Any]:
+    parts = urlsplit(url)
+    head = (
+        f"{method} {parts.path} HTTP/1.1\r\nhost: {parts.netloc}\r\nconnection: close\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+            try:
+                writer.write(head.encode() + body)
+                return _parse(await reader.read())
+            finally:
+                writer.close()
+    except (OSError, TimeoutError) as error:
+        raise NoAnswer(f"{url}: {error or 'no answer in time'}") from error
+
+
+def _parse(answer: bytes) -> tuple[int, Any]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    words = head.split(b"\r\n", 1)[0].split()
+    if len(words) < 2 or not words[1].isdigit():
+        raise NoAnswer("the answer is no HTTP")
+    try:
+        return int(words[1]), json.loads(body)
+    except ValueError:
+        return int(words[1]), None

@@ -1,0 +1,138 @@
+"""What a local stack consists of: which processes, with which commands and environment. Pure."""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deepflow.config import PREFIX
+from deepflow.local.data_dir import DataDir, Ports, Secrets, default_root
+from deepflow.local.process import ProcessSpec
+from deepflow.local.servers import NATS_USER
+
+LOOPBACK = "127.0.0.1"
+WILDCARDS = ("0.0.0.0", "::", "")
+# Each names one process: set for all of them it would make them collide.
+_NEVER_INHERITED = ("ID", "PORT", "HEALTH_PORT", "HOST", "ADVERTISE_HOST")
+
+
+@dataclass(frozen=True, slots=True)
+class StackOptions:
+    """What a person chooses."""
+
+    data_dir: Path = field(default_factory=default_root)
+    host: str = LOOPBACK
+    port: int = 8000
+    gateways: int = 1
+    job_executors: int = 1
+
+    @property
+    def gateway_ports(self) -> list[int]:
+        return [self.port + index for index in range(self.gateways)]
+
+    @property
+    def reachable_host(self) -> str:
+        """Where this host's own clients find the gateways."""
+        host = LOOPBACK if self.host in WILDCARDS else self.host
+        return f"[{host}]" if ":" in host else host
+
+    @property
+    def urls(self) -> list[str]:
+        return [f"http://{self.reachable_host}:{port}" for port in self.gateway_ports]
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """One stack in one data folder."""
+
+    options: StackOptions
+    data: DataDir
+    secrets: Secrets
+    ports: Ports
+    inherited: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+
+    @property
+    def kv_store_address(self) -> str:
+        return f"{LOOPBACK}:{self.ports.kv_store}"
+
+    @property
+    def cluster_manager_address(self) -> str:
+        return f"{LOOPBACK}:{self.ports.cluster_manager}"
+
+    @property
+    def nats_url(self) -> str:
+        return f"nats://{LOOPBACK}:{self.ports.nats}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What every service of this stack is told."""
+        unwanted = {PREFIX + name for name in _NEVER_INHERITED}
+        ours = {
+            "CLUSTER_TOKEN": self.secrets.cluster_token,
+            "NATS_URL": self.nats_url,
+            "NATS_USER": NATS_USER,
+            "NATS_PASSWORD": self.secrets.nats_password,
+            "KV_STORE_ADDRESS": self.kv_store_address,
+            "CLUSTER_MANAGER_ADDRESS": self.cluster_manager_address,
+        }
+        # A task executor forks with gRPC's threads running; gRPC must not act on that.
+        others = {"GRPC_ENABLE_FORK_SUPPORT": "0"}
+        return {k: v for k, v in self.inherited.items() if k not in unwanted} | {
+            **others,
+            **{PREFIX + name: value for name, value in ours.items()},
+        }
+
+    def embedded(self, name: str, command: tuple[str, ...]) -> ProcessSpec:
+        """NATS or Redis: told nothing but what their configuration says."""
+        environment = {k: v for k, v in self.inherited.items() if not k.startswith(PREFIX)}
+        return ProcessSpec(name, name, command, environment, self.data.log_file(name))
+
+    def service(self, service: str, name: str, settings: Mapping[str, Any]) -> ProcessSpec:
+        prefix = f"{PREFIX}{service.upper()}_"
+        own = {"ID": name} | {key.upper(): _text(value) for key, value in settings.items()}
+        return ProcessSpec(
+            name=name,
+            service=service,
+            # -P: a folder called services where the person happens to stand is none of ours.
+            command=(sys.executable, "-P", "-m", f"services.{service}"),
+            environment=self.environment | {prefix + key: value for key, value in own.items()},
+            log_file=self.data.log_file(name),
+        )
+
+    def kv_store(self, *, initialise: bool) -> ProcessSpec:
+        """`initialise` only where Redis is known to be new: later, empty means lost."""
+        settings = {
+            "port": self.ports.kv_store,
+            "health_port": self.ports.kv_store_health,
+            "redis_url": f"redis://{LOOPBACK}:{self.ports.redis}/0",
+            "redis_password": self.secrets.redis_password,
+            "initialise": initialise,
+        }
+        return self.service("kv_store", "kv-store", settings)
+
+    def cluster_manager(self) -> ProcessSpec:
+        settings = {
+            "port": self.ports.cluster_manager,
+            "health_port": self.ports.cluster_manager_health,
+            "job_executors": self.options.job_executors,
+            "driver": "local",
+            "supervisor_socket": str(self.data.socket),
+        }
+        return self.service("cluster_manager", "cluster-manager", settings)
+
+    def gateways(self) -> list[ProcessSpec]:
+        """Gateway i listens on port + i."""
+        host = self.options.host
+        settings = {"host": host}
+        if host in WILDCARDS:
+            settings["advertise_host"] = LOOPBACK
+        return [
+            self.service("gateway", f"gateway-{index}", settings | {"port": str(port)})
+            for index, port in enumerate(self.options.gateway_ports)
+        ]
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

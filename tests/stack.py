@@ -1,0 +1,128 @@
+"""A real local stack for end-to-end tests: `deepflow up` as a child, in a folder of its own."""
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+UP_SECONDS_MAX = 90.0
+DOWN_SECONDS_MAX = 40.0
+LIVENESS_SECONDS = 30.0  # generous: tests promise outcomes, benchmarks measure times
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = LIVENESS_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:.0f} s: {what}")
+        time.sleep(0.05)
+
+
+@dataclass
+class Stack:
+    url: str
+    data_dir: Path
+    process: subprocess.Popen[str]
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "deepflow.cli.main", *arguments]
+        command += ["--data-dir", str(self.data_dir)]
+        return subprocess.run(command, capture_output=True, text=True, check=check, timeout=60)
+
+    def status(self) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self.cli("status", "--json").stdout)
+        return answer
+
+    def processes(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self.status()["processes"]
+        return rows
+
+    def members(self) -> list[dict[str, Any]]:
+        """The processes that are members of the cluster, with their addresses."""
+        return [row for row in self.processes() if row.get("health_address")]
+
+    def pid_of(self, service: str) -> int:
+        return next(int(row["pid"]) for row in self.processes() if row["service"] == service)
+
+    def engine(self) -> psutil.Process:
+        shell = psutil.Process(self.pid_of("task_executor"))
+        return next(
+            child
+            for child in shell.children(True)
+            if any("flowserve" in a for a in child.cmdline())
+        )
+
+    def family(self) -> list[psutil.Process]:
+        """The supervisor and everything below it."""
+        root = psutil.Process(self.process.pid)
+        return [root, *root.children(recursive=True)]
+
+    def answers(self, timeout: float = 5.0) -> bool:
+        """Whether one short request is served."""
+        with contextlib.suppress(httpx.HTTPError):
+            models = httpx.get(f"{self.url}/v1/models", timeout=timeout).json().get("data", [])
+            body = {"model": models[0]["id"], "prompt": "hi", "max_tokens": 1} if models else {}
+            reply = httpx.post(f"{self.url}/v1/completions", json=body, timeout=timeout)
+            return reply.status_code == 200
+        return False
+
+    def wait_until_it_answers(self) -> None:
+        wait_until(self.answers, "the stack serves again")
+
+
+@contextlib.contextmanager
+def running_stack(data_dir: Path, *arguments: str) -> Iterator[Stack]:
+    """Up and serving when this yields; gone, with every process, afterwards."""
+    port = free_port()
+    data_dir.mkdir(parents=True, exist_ok=True)
+    log = data_dir / "up.stderr"
+    command = [sys.executable, "-m", "deepflow.cli.main", "up", "--json", "--port", str(port)]
+    command += ["--data-dir", str(data_dir), *arguments]
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True
+        )
+    stack = Stack(f"http://127.0.0.1:{port}", data_dir, process)
+    try:
+        _wait_for_ready(process, log)
+        yield stack
+    finally:
+        family = stack.family() if process.poll() is None else []
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(DOWN_SECONDS_MAX)
+        assert process.stdout is not None
+        process.stdout.close()
+        _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive, f"left behind: {alive}"
+    assert code in (0, -signal.SIGKILL), f"exit code {code}; see {log}"
+
+
+def _wait_for_ready(process: subprocess.Popen[str], log: Path) -> None:
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if json.loads(line).get("event") == "ready":
+            return
+    raise AssertionError(f"the stack did not start:\n{''.join(seen)}\n{log.read_text()[-4000:]}")

@@ -1,0 +1,73 @@
+"""Every verb where nothing runs, and `--help` of all."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from deepflow.cli.main import app
+from tests.servers import free_port
+
+HEAVY = ("torch", "grpc", "nats", "httpx", "numpy", "uvicorn", "tokenizers", "services")
+
+
+def deepflow(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.mark.parametrize("verb", ["status", "chat"])
+def test_verbs_that_need_a_stack_say_what_to_run(verb: str, tmp_path: Path) -> None:
+    result = deepflow(verb, "--data-dir", str(tmp_path))
+    assert result.exit_code == 1
+    assert "deepflow up" in result.stderr
+
+
+def test_down_without_a_stack_is_done_already(tmp_path: Path) -> None:
+    result = deepflow("down", "--data-dir", str(tmp_path))
+    assert result.exit_code == 0
+    assert "no stack runs" in result.stdout
+
+
+def test_logs_without_logs_say_so(tmp_path: Path) -> None:
+    result = deepflow("logs", "--data-dir", str(tmp_path))
+    assert result.exit_code == 1
+    assert "there are no logs" in result.stderr
+
+
+def test_chat_with_nobody_there_says_so() -> None:
+    result = deepflow("chat", "hello", "--url", f"http://127.0.0.1:{free_port()}")
+    assert result.exit_code == 1
+    assert "nobody listens" in result.stderr
+
+
+def test_chat_wants_a_web_address() -> None:
+    result = deepflow("chat", "hello", "--url", "localhost")
+    assert result.exit_code == 1
+    assert "http://" in result.stderr
+
+
+def test_version_names_everything() -> None:
+    versions = json.loads(deepflow("version", "--json").stdout)
+    assert versions["deepflow"]
+    assert "v" in versions["nats-server"]
+
+
+@pytest.mark.parametrize("verb", ["up", "down", "status", "chat", "logs", "version", "bench"])
+def test_every_verb_explains_itself(verb: str) -> None:
+    result = deepflow(verb, "--help")
+    assert result.exit_code == 0
+    assert len(result.stdout.splitlines()) > 5
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['deepflow', '--help'];"
+        "from deepflow.cli.main import app;"
+        "app(standalone_mode=False);"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.stdout.splitlines()[-1] == "[]", answer.stderr

@@ -1,0 +1,94 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from deepflow import config
+from deepflow.local.data_dir import DataDir, Ports, Secrets
+from deepflow.local.stack import Stack, StackOptions
+from services.cluster_manager.config import ClusterManagerConfig
+from services.gateway.config import GatewayConfig
+from services.job_executor.config import JobExecutorConfig
+from services.kv_store.config import KvStoreConfig
+
+SECRETS = Secrets("token", "nats-secret", "redis-secret")
+PORTS = Ports(1001, 1002, 1003, 1004, 1005, 1006)
+
+
+def _stack(tmp_path: Path, options: StackOptions | None = None, **inherited: str) -> Stack:
+    return Stack(options or StackOptions(), DataDir(tmp_path), SECRETS, PORTS, inherited)
+
+
+def test_every_service_reads_what_it_is_told(tmp_path: Path) -> None:
+    stack = _stack(tmp_path, StackOptions(port=9000, gateways=2, job_executors=3))
+    manager = config.load(
+        ClusterManagerConfig, "cluster_manager", environ=stack.cluster_manager().environment
+    )
+    assert (manager.port, manager.health_port, manager.job_executors) == (1005, 1006, 3)
+    assert (manager.driver, manager.supervisor_socket) == ("local", str(stack.data.socket))
+    store = config.load(
+        KvStoreConfig, "kv_store", environ=stack.kv_store(initialise=True).environment
+    )
+    assert (store.port, store.redis_url, store.redis_password, store.initialise) == (
+        1003,
+        "redis://127.0.0.1:1002/0",
+        "redis-secret",
+        True,
+    )
+    gateways = [
+        config.load(GatewayConfig, "gateway", environ=g.environment) for g in stack.gateways()
+    ]
+    assert [(g.id, g.port) for g in gateways] == [("gateway-0", 9000), ("gateway-1", 9001)]
+    for settings in (manager, store, *gateways):
+        assert settings.cluster_token == "token"
+        assert settings.nats_url == "nats://127.0.0.1:1001"
+        assert (settings.nats_user, settings.nats_password) == ("deepflow", "nats-secret")
+        assert settings.kv_store_address == "127.0.0.1:1003"
+        assert settings.cluster_manager_address == "127.0.0.1:1005"
+
+
+def test_no_service_is_told_what_it_does_not_know(tmp_path: Path) -> None:
+    stack = _stack(tmp_path)
+    for kind, spec in (
+        (ClusterManagerConfig, stack.cluster_manager()),
+        (KvStoreConfig, stack.kv_store(initialise=False)),
+        (GatewayConfig, stack.gateways()[0]),
+        (JobExecutorConfig, stack.service("job_executor", "je-0", {"jobs_max": 5})),
+    ):
+        assert config.unknown_variables(kind, spec.service, spec.environment) == []
+
+
+def test_settings_become_variables_of_that_service(tmp_path: Path) -> None:
+    spec = _stack(tmp_path).service("task_executor", "te-0", {"preload": "torch", "on": True})
+    assert spec.environment["DEEPFLOW_TASK_EXECUTOR_ID"] == "te-0"
+    assert spec.environment["DEEPFLOW_TASK_EXECUTOR_PRELOAD"] == "torch"
+    assert spec.environment["DEEPFLOW_TASK_EXECUTOR_ON"] == "true"
+    assert spec.command == (sys.executable, "-P", "-m", "services.task_executor")
+
+
+def test_what_names_one_process_is_not_inherited_by_all(tmp_path: Path) -> None:
+    stack = _stack(tmp_path, DEEPFLOW_PORT="1", DEEPFLOW_LOG_LEVEL="debug", HOME="/home/x")
+    assert "DEEPFLOW_PORT" not in stack.environment
+    assert stack.environment["DEEPFLOW_LOG_LEVEL"] == "debug"
+    assert stack.environment["HOME"] == "/home/x"
+
+
+def test_no_secret_is_on_a_command_line_or_told_to_redis(tmp_path: Path) -> None:
+    stack = _stack(tmp_path, DEEPFLOW_CLUSTER_TOKEN="from outside")
+    redis = stack.embedded("redis", ("redis-server", "redis.conf"))
+    assert not [name for name in redis.environment if name.startswith("DEEPFLOW_")]
+    for spec in (redis, stack.cluster_manager(), *stack.gateways()):
+        assert not set(spec.command) & {"token", "nats-secret", "redis-secret"}
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("node7", "http://node7:8000"),
+    ],
+)
+def test_urls_are_reachable_from_here(host: str, url: str) -> None:
+    assert StackOptions(host=host).urls == [url]
