@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 _COLOURS = {
@@ -33,12 +33,12 @@ def show(answer: dict[str, Any]) -> None:
 
 def _processes(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column in ("name", "service", "pid", "state", "for", "restarts", "load"):
-        table.add_column(column, justify="right" if column in ("pid", "restarts") else "left")
+    for column in ("name", "pid", "state", "for", "restarts", "load"):
+        justify: JustifyMethod = "right" if column in ("pid", "restarts") else "left"
+        table.add_column(column, justify=justify, no_wrap=column in ("name", "for"))
     for row in rows:
         table.add_row(
             row["name"],
-            row["service"],
             str(row["pid"] or ""),
             _state(row),
             age(time.time() - row["since_unix_ms"] / 1000),
@@ -56,11 +56,11 @@ def _state(row: dict[str, Any]) -> str:
 
 def _deployments(deployments: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column in ("deployment", "device", "replicas", "model", "source"):
+    for column in ("deployment", "device", "replicas", "model"):
         table.add_column(column)
     for one in deployments:
         model = f"{one['architecture']}, {one['parameters'] / 1e6:.1f} M parameters"
-        table.add_row(one["name"], one["device"], str(one["replicas"]), model, one["source"])
+        table.add_row(one["name"], one["device"], str(one["replicas"]), model)
     return table
 
 

@@ -13,7 +13,7 @@ class TaskExecutorConfig(MeshServiceConfig):
         pattern="^(|torch)$",
         description="What the engine imports before it knows its model: torch, or nothing.",
     )
-    threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 = torch's choice.")
+    cpu_threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 = torch's choice.")
     kv_blocks: int = Field(0, ge=0, description="KV blocks to hold; 0 = derived from memory.")
     max_sequences: int = Field(
         0, ge=0, description="Sequences in one batch; 0 = the device's default."
@@ -38,7 +38,7 @@ class TaskExecutorConfig(MeshServiceConfig):
     def engine_settings(self) -> dict[str, int]:
         """What the engine is told beside its model: only what was set."""
         wanted = {
-            "threads": self.threads,
+            "cpu_threads": self.cpu_threads,
             "kv_blocks": self.kv_blocks,
             "max_sequences": self.max_sequences,
             "max_step_tokens": self.max_step_tokens,

@@ -80,6 +80,7 @@ class TaskExecutorServer:
 
     def _wire_engine(self) -> None:
         """Who hears what of the engine."""
+        self.engine.is_busy = lambda: self._peers.num_tasks > 0
         self.engine.on_step.append(self._peers.deliver)
         self.engine.on_step.append(self._meter.add)
         self.engine.on_step.append(lambda output: self._kv_events.add(output.kv_changes))

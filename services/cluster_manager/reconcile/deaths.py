@@ -1,6 +1,7 @@
 """Who is to be given up, and who is only not heard."""
 
 from services.cluster_manager.reconcile.actions import MarkDead
+from services.cluster_manager.reconcile.pods import STEMS
 from services.cluster_manager.reconcile.state import ClusterState, MemberState
 
 
@@ -9,6 +10,9 @@ def find_dead(state: ClusterState, now: float) -> list[MarkDead]:
     for member in state.members.values():
         if reason := _ended(state, member):
             dead.append(MarkDead(member.id, member.incarnation, reason, is_certain=True))
+        elif _is_of_a_former_stack(state, member):
+            reason = "the driver has no such process"
+            dead.append(MarkDead(member.id, member.incarnation, reason, is_certain=False))
         elif silence := _silence(state, member, now):
             reason = f"not heard for {silence:.1f} s while others were"
             dead.append(MarkDead(member.id, member.incarnation, reason, is_certain=False))
@@ -28,6 +32,16 @@ def _ended(state: ClusterState, member: MemberState) -> str:
     if not pod.is_running:
         return "its process ended"
     return "its process was restarted" if pod.pid and pod.pid != member.pid else ""
+
+
+def _is_of_a_former_stack(state: ClusterState, member: MemberState) -> bool:
+    """Remembered, named like one of our pods, not heard since, and no pod of ours.
+
+    Not certain: should such a process run elsewhere, its next heartbeat brings it back.
+    """
+    if state.pods is None or member.is_confirmed or member.kind not in STEMS:
+        return False
+    return member.id.startswith(f"{STEMS[member.kind]}-") and member.id not in state.pods
 
 
 def _silence(state: ClusterState, member: MemberState, now: float) -> float:

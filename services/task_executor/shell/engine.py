@@ -60,6 +60,8 @@ class EngineProcess:
         self._answer: asyncio.Future[Loaded | LoadFailed | Unloaded] | None = None
         self._cancelled: list[int] = []  # cancels that found the ring full
         self._keeper: asyncio.Task[None] | None = None
+        self.is_busy: Callable[[], bool] = lambda: False  # has anybody work for it?
+        self._quiet_since = 0.0
 
     def start(self) -> None:
         """Keep an engine running from now on; the first is spawned at once."""
@@ -179,19 +181,23 @@ class EngineProcess:
     async def _kill_when_hung(self, process: Process, link: "_Link") -> None:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
+            if not self.is_busy():
+                self._quiet_since = clock.monotonic()
             if is_hung(
                 link.from_engine.step_clock.read(),
+                self._quiet_since,
                 clock.monotonic(),
                 factor=self._config.hang_factor,
                 floor_seconds=self._config.hang_floor_seconds,
             ):
-                log.error("the engine hangs in a step and is killed")
+                log.error("the engine hangs and is killed")
                 process.kill()
                 return
 
     def _receive(self) -> None:
         if self._link is None:
             return
+        self._quiet_since = clock.monotonic()
         for record in self._link.outbox.drain():
             self._handle(decode_from_engine(record))
         if self._cancelled:

@@ -61,3 +61,14 @@ def test_a_pod_that_is_gone_takes_its_member_along() -> None:
     gone = replace(state(NOW, None), pods={}, gone_pods={"te-0": 2000})
     assert [action.reason for action in find_dead(gone, NOW)] == ["its process is gone"]
     assert find_dead(replace(gone, gone_pods={"te-0": 900}), NOW) == []
+
+
+def test_a_stack_that_was_killed_leaves_no_ghosts() -> None:
+    remembered = state(NOW, None)
+    ghost = replace(remembered.members["te-0"], is_confirmed=False)
+    members = {"te-0": ghost, "elsewhere": replace(ghost, id="elsewhere")}
+    seen = replace(remembered, members=members, pods={})
+    assert [(action.member, action.is_certain) for action in find_dead(seen, NOW)] == [("te-0", False)]
+    assert find_dead(replace(seen, pods=None), NOW) == []
+    heard = replace(seen, members={"te-0": replace(ghost, is_confirmed=True)})
+    assert find_dead(heard, NOW) == []

@@ -18,8 +18,9 @@ def test_a_hang_is_a_step_far_beyond_its_prediction(
     started: float, predicted: float, now: float, hung: bool
 ) -> None:
     running = StepInProgress(step=1, started_seconds=started, predicted_seconds=predicted)
-    assert is_hung(running, now, factor=20.0, floor_seconds=30.0) is hung
+    assert is_hung(running, now, now, factor=20.0, floor_seconds=30.0) is hung
 
 
-def test_an_idle_engine_never_hangs() -> None:
-    assert not is_hung(None, 1e9, factor=20.0, floor_seconds=30.0)
+@pytest.mark.parametrize(("quiet_for", "hung"), [(0.0, False), (29.0, False), (31.0, True)])
+def test_work_without_a_step_or_a_word_is_a_hang(quiet_for: float, hung: bool) -> None:
+    assert is_hung(None, 100.0 - quiet_for, 100.0, factor=20.0, floor_seconds=30.0) is hung

@@ -2,8 +2,8 @@
 
     cells  [blocks, block_size] uint64: a hash of (token, position) in the slot it was written to
 
-Reading a context sums its cells, each times a weight of the place it was read at (block index and
-offset). So a lost, swapped, stale or foreign block changes the sum and with it the next token.
+Reading a context sums its cells, each times BASE ** (the position it was read at). So a lost,
+swapped, stale or foreign block changes the sum and with it the next token; the block size does not.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from services.task_executor.devices.emulated.mixing import I64, U64, mix
 
 _TOKEN_STEP = np.uint64(0x9FB21C651E98DF25)
-_BLOCK_WEIGHTS, _OFFSET_WEIGHTS = np.uint64(1 << 40), np.uint64(1 << 41)
+_BASE = 0xD6E8FEB86659FD93  # odd and 3 modulo 8: its powers repeat only after 2**62
 
 
 class FingerprintCache:
@@ -20,8 +20,8 @@ class FingerprintCache:
         self.block_size = block_size
         self.cells = np.zeros((blocks, block_size), dtype=np.uint64)
         self._flat_cells = self.cells.reshape(-1)
-        self._block_weights = _odd_weights(_BLOCK_WEIGHTS, max_blocks_per_sequence)
-        self._offset_weights = _odd_weights(_OFFSET_WEIGHTS, block_size)
+        self._block_weights = _powers(pow(_BASE, block_size, 1 << 64), max_blocks_per_sequence)
+        self._offset_weights = _powers(_BASE, block_size)
         # Row n weighs a last block that holds n tokens: what lies behind them is not ours.
         offsets = np.arange(block_size)
         filled = np.arange(block_size + 1)[:, None] > offsets
@@ -52,5 +52,8 @@ class FingerprintCache:
         return np.add.reduceat(digests, firsts)
 
 
-def _odd_weights(seed: np.uint64, count: int) -> U64:
-    return mix(np.arange(count, dtype=np.uint64) + seed) | np.uint64(1)
+def _powers(base: int, count: int) -> U64:
+    """base ** 0, base ** 1, ... modulo 2 ** 64."""
+    factors = np.full(count, base, dtype=np.uint64)
+    factors[0] = 1
+    return factors.cumprod(dtype=np.uint64)
