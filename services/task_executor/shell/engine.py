@@ -36,6 +36,9 @@ from services.task_executor.shell.hang import is_hung
 
 log = logging.getLogger(__name__)
 
+# Steps that follow one another faster than this are passed on together: a step of an accelerator
+# takes longer and is passed on at once, a burst of tiny ones costs one message per stream.
+GATHER_SECONDS = 0.001
 WATCH_SECONDS = 0.25
 STOP_SECONDS = 2.0
 RESTART_FIRST_SECONDS = 0.1
@@ -151,7 +154,7 @@ class EngineProcess:
         self._link = link
         self.process = await self._spawn(link)
         loop = asyncio.get_running_loop()
-        loop.add_reader(link.outbox.fileno(), self._receive)
+        loop.add_reader(link.outbox.fileno(), self._receive_and_gather, link)
         watcher = asyncio.create_task(self._kill_when_hung(self.process, link))
         try:
             code = await self.process.wait()
@@ -159,8 +162,8 @@ class EngineProcess:
             watcher.cancel()
             loop.remove_reader(link.outbox.fileno())
         self._receive()  # what it said last
-        link.close()
         self._link = None
+        link.close()
         return f"the engine process ended (exit code {code})"
 
     async def _spawn(self, link: "_Link") -> Process:
@@ -193,6 +196,18 @@ class EngineProcess:
                 log.error("the engine hangs and is killed")
                 process.kill()
                 return
+
+    def _receive_and_gather(self, link: "_Link") -> None:
+        """Take what there is, then look away for a moment."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(link.outbox.fileno())
+        self._receive()
+        loop.call_later(GATHER_SECONDS, self._look_again, link)
+
+    def _look_again(self, link: "_Link") -> None:
+        if self._link is link:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(link.outbox.fileno(), self._receive_and_gather, link)
 
     def _receive(self) -> None:
         if self._link is None:
