@@ -16,6 +16,7 @@ import psutil
 
 from deepflow.bench import processes
 from deepflow.bench.sse_client import (
+    BenchError,
     ClosedLoop,
     chat_request,
     closed_loop,
@@ -55,6 +56,7 @@ class MeshReport:
     ceiling_ttft_ms_p50: float
     ceiling_ttft_ms_p99: float
     open_loop_requests_s: float
+    open_loop_failures: int
     cpu_us_per_token_by_process: dict[str, float]
     streams: int
     tokens_per_request: int
@@ -116,8 +118,8 @@ async def _measure(
     rate = tok_s / 2 / options.tokens
     say(f"open loop at half the maximum: {rate:.1f} requests/s")
     arrivals = _arrivals(rate, options.open_loop_seconds)
-    ttft = await _first_content(port, options.tokens, arrivals)
-    bare_ttft = await _first_content(bare_port, options.tokens, arrivals)
+    ttft, failures = await _first_content(port, options.tokens, arrivals)
+    bare_ttft, _ = await _first_content(bare_port, options.tokens, arrivals)
     return MeshReport(
         tok_s=tok_s,
         ceiling_tok_s=ceiling,
@@ -130,6 +132,7 @@ async def _measure(
         ceiling_ttft_ms_p50=_percentile(bare_ttft, 50),
         ceiling_ttft_ms_p99=_percentile(bare_ttft, 99),
         open_loop_requests_s=rate,
+        open_loop_failures=failures,
         cpu_us_per_token_by_process=by_process,
         streams=options.streams,
         tokens_per_request=options.tokens,
@@ -148,11 +151,14 @@ def _question(number: int) -> str:
     return f"Stream {number}: what is a task executor, and what does it do all day?"
 
 
-async def _first_content(port: int, tokens: int, arrivals: list[float]) -> list[float]:
+async def _first_content(port: int, tokens: int, arrivals: list[float]) -> tuple[list[float], int]:
+    """Milliseconds to the first content of each answer, and how many had none."""
     result = await open_loop(
         port, lambda index: chat_request(port, MODEL, _question(index), tokens), arrivals
     )
-    return [seconds * 1000 for seconds in result.first_content_seconds]
+    if len(result.first_content_seconds) < 2:
+        raise BenchError(f"nothing was answered: {result.failures[:1]}")
+    return [seconds * 1000 for seconds in result.first_content_seconds], len(result.failures)
 
 
 def _arrivals(rate: float, seconds: float) -> list[float]:

@@ -164,6 +164,7 @@ class OpenLoop:
     """Time to first content of requests that arrive whether or not the server keeps up."""
 
     first_content_seconds: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
 
 async def open_loop(
@@ -176,7 +177,12 @@ async def open_loop(
 
     async def one(index: int) -> None:
         connection = idle.pop() if idle else await connect(port)
-        answer = await connection.ask(request_of(index))
+        try:
+            answer = await connection.ask(request_of(index))
+        except (BenchError, TimeoutError) as error:
+            result.failures.append(str(error) or "no answer in time")
+            connection.close()
+            return
         result.first_content_seconds.append(answer.first_content_seconds)
         idle.append(connection)
 

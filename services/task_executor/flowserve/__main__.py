@@ -5,11 +5,11 @@ its parent dies; SIGINT is the shell's to handle, though a terminal sends it to 
 """
 
 import argparse
-import importlib
 import logging
 import signal
 import sys
 
+from services.task_executor.devices.torch_import import import_torch
 from services.task_executor.flowserve.engine_process import EngineProcess, ParentLost
 from services.task_executor.flowserve.ring import Ring
 
@@ -27,8 +27,8 @@ def main() -> int:
     process = EngineProcess(Ring.open(arguments.inbox), Ring.open(arguments.outbox))
     try:
         if arguments.preload:
-            with process.report(f"import_{arguments.preload}"):
-                importlib.import_module(arguments.preload)
+            with process.report("import_torch"):
+                import_torch()
         process.run()
     except ParentLost:
         return EXIT_PARENT_LOST

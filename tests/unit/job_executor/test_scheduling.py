@@ -43,6 +43,13 @@ def test_tasks_are_spread_evenly(num_executors: int, num_tasks: int) -> None:
     assert max(counts.values()) - min(counts.values()) <= 1
 
 
+def test_equals_take_turns() -> None:
+    policy = LeastLoad()
+    group = GroupView(tuple(TaskExecutorLoad(name, outstanding=0) for name in "abc"))
+    chosen = [policy.choose(FEATURES, group).task_executor_id for _ in range(6)]
+    assert chosen == list("abcabc")
+
+
 def test_own_tasks_in_a_heartbeat_do_not_weigh_twice() -> None:
     mine = TaskExecutorLoad("mine", outstanding=4, reported=4, outstanding_at_report=4)
     others = TaskExecutorLoad("others", outstanding=0, reported=5, outstanding_at_report=0)

@@ -11,6 +11,7 @@ from deepflow.core.model_spec import ModelSpec
 from services.task_executor.devices.base import Device, KvShape
 from services.task_executor.devices.emulated.profiles import AcceleratorProfile
 from services.task_executor.devices.registry import DEVICES, TorchDevice
+from services.task_executor.devices.torch_import import import_torch
 from services.task_executor.flowserve.config import EngineConfig
 from services.task_executor.flowserve.executor.base import Executor
 from services.task_executor.flowserve.executor.capacity import (
@@ -59,7 +60,7 @@ def _build_emulated(
 
 def _build_torch(load: Load, entry: TorchDevice, report: Report) -> tuple[EngineConfig, Executor]:
     with report("import_torch"):
-        import torch  # noqa: F401  (late: seconds, and only where it is needed)
+        import_torch()
     with report("read_config"):
         spec = ModelSpec.from_folder(load.source)
         device = entry.open(load.settings.get("cpu_threads"))
