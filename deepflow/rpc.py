@@ -47,6 +47,8 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    # Without it a peer that stands still is noticed only after gRPC's own minute.
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
@@ -113,11 +115,15 @@ class Peer:
         """One unary call within the deadline; retried while unavailable where idempotent."""
         deadline = clock.monotonic() + timeout_seconds
         pause = RETRY_FIRST_SECONDS
+        cancel_requests = _cancel_requests()
         while True:
             remaining = deadline - clock.monotonic()
             try:
                 return await method(request, timeout=max(remaining, 0.001), metadata=self.metadata)
             except grpc.aio.AioRpcError as error:
+                # gRPC swallows a cancellation that meets the end of a call.
+                if _cancel_requests() > cancel_requests:
+                    raise asyncio.CancelledError from error
                 failure = translate(error)
             if not (idempotent and isinstance(failure, Unavailable)):
                 raise failure
@@ -128,6 +134,11 @@ class Peer:
 
     async def close(self) -> None:
         await self.channel.close()
+
+
+def _cancel_requests() -> int:
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0
 
 
 def translate(error: grpc.aio.AioRpcError) -> DeepFlowError:

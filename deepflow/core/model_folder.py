@@ -134,7 +134,7 @@ def _parse_header(file: Path, name: str, entry: Any) -> TensorHeader:
 def _parse_object(path: Path, content: bytes) -> dict[str, Any]:
     try:
         value = json.loads(content)
-    except ValueError as error:  # covers bad JSON and bad UTF-8
+    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, nested too deep
         raise ModelFolderError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise ModelFolderError(f"{path}: must hold a JSON object")

@@ -59,7 +59,7 @@ class Conditions:
         """Raises MemberFailed for a task executor that gave up."""
         members = await self._members(types.MEMBER_KIND_TASK_EXECUTOR)
         for member in members:
-            if member.state == types.LIFECYCLE_STATE_FAILED:
+            if _has_given_up(member):
                 raise MemberFailed(member)
         ready = [
             m
@@ -89,6 +89,12 @@ class Conditions:
         ]
         self._reporter.detail(_states_of(members))
         return members
+
+
+def _has_given_up(member: cluster_pb2.Member) -> bool:
+    """A task executor whose load failed is blank again, and says why."""
+    is_blank = member.state == types.LIFECYCLE_STATE_BLANK
+    return member.state == types.LIFECYCLE_STATE_FAILED or (is_blank and bool(member.detail))
 
 
 def _state_of(body: object) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any
 
 from deepflow import clock
 from deepflow.errors import DeepFlowError
@@ -137,6 +138,12 @@ class Readiness:
             status, body = await http.post(url, question)
         except http.NoAnswer as error:
             raise StartupFailed(f"the first request got no answer: {error}") from error
-        if status not in (200, 503):
+        if status not in (200, 503) or _is_for_good(body):
             raise StartupFailed(f"the first request was answered with {status}: {body}")
         return status == 200
+
+
+def _is_for_good(body: Any) -> bool:
+    """Whether asking again is in vain: no later try makes another tokenizer of the same files."""
+    error = body.get("error") if isinstance(body, dict) else None
+    return isinstance(error, dict) and error.get("code") == "tokenizer_unavailable"

@@ -141,9 +141,9 @@ RAW_CASES: list[tuple[bytes, dict[str, str], int, str | None]] = [
     (b"", {}, 400, None),
     (b"{", {}, 400, None),
     (b"[]", {}, 400, None),
-    (b'{"model": NaN}', {}, 400, None),
-    (b'{"temperature": Infinity}', {}, 400, None),
-    (b'{"temperature": 1e999}', {}, 400, None),
+    (b'{"model": NaN}', {}, 400, "model"),
+    (b'{"temperature": Infinity}', {}, 400, "temperature"),
+    (b'{"temperature": 1e999}', {}, 400, "temperature"),
     (b'{"model": "\xff"}', {}, 400, None),
     (b'{"model": "\\udc00"}', {}, 400, None),
     (b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}", {}, 400, None),
@@ -245,6 +245,14 @@ async def test_wrong_routes_and_methods(
         assert ("allow" in response.headers) == (status == 405)
 
 
+async def test_what_can_be_read_has_a_head(stand: GatewayStand) -> None:
+    async with client(stand) as http:
+        whole, head = await http.get("/v1/models"), await http.head("/v1/models")
+    assert head.status_code == 200
+    assert head.headers["content-length"] == whole.headers["content-length"]
+    assert head.content == b""
+
+
 async def test_an_unknown_model_is_404(stand: GatewayStand) -> None:
     async with client(stand) as http:
         response = await http.post(CHAT, json={"model": "other", **message()})
@@ -270,6 +278,7 @@ async def speak(stand: GatewayStand, *pieces: bytes) -> bytes:
     [
         ((b"this is not HTTP\r\n\r\n",), b"400"),
         ((b"GET / HTTP/1.1\r\nx: " + b"a" * 40_000,), b"431"),
+        ((b"GET /health HTTP/1.1\r\nx: " + b"a" * 40_000 + b"\r\n\r\n",), b"431"),
         ((b"GET / HTTP/1.1\r\n", b"x: y\r\n" * 8000), b"431"),
     ],
 )
@@ -279,6 +288,7 @@ async def test_bad_http_is_answered_in_shape(
     answer = await speak(stand, *pieces)
     assert answer.startswith(b"HTTP/1.1 " + status)
     assert b'"type":"invalid_request_error"' in answer
+    assert b"retry-after" not in answer
 
 
 async def test_a_request_that_never_ends_is_hung_up_on() -> None:

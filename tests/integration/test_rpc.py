@@ -1,6 +1,8 @@
 """The gRPC edge over a real socket: tokens, deadlines, retries, errors."""
 
 import asyncio
+import signal
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -22,6 +24,20 @@ from deepflow.v1.tasks_pb2_grpc import (
 )
 
 TOKEN = "open sesame"
+OURS = rpc._OPTIONS
+
+# A server of its own, so that it can be stopped without stopping its client.
+SERVER = """
+import asyncio
+from deepflow import rpc
+
+async def main():
+    server = rpc.new_server("open sesame")
+    print(await rpc.listen(server, "127.0.0.1", 0), flush=True)
+    await server.wait_for_termination()
+
+asyncio.run(main())
+"""
 GET = store_pb2.GetRecordRequest(key="kettle")
 
 
@@ -151,3 +167,47 @@ async def test_two_servers_cannot_share_a_port(store: tuple[Store, str]) -> None
 async def test_nobody_there_is_unavailable() -> None:
     with pytest.raises(Unavailable):
         await get("127.0.0.1:1", timeout_seconds=1.0)
+
+
+async def test_a_peer_that_stands_still_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a tenth of the time that we set; what we do not set keeps gRPC's own minute."""
+    quick = tuple((k, v // 10 if k.endswith(("ve_time_ms", "timeout_ms")) else v) for k, v in OURS)
+    monkeypatch.setattr(rpc, "_OPTIONS", quick)
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SERVER, stdout=asyncio.subprocess.PIPE
+    )
+    assert server.stdout is not None
+    peer = rpc.Peer(f"127.0.0.1:{int(await server.stdout.readline())}", TOKEN)
+    try:
+        await asyncio.wait_for(peer.channel.channel_ready(), 10)
+        server.send_signal(signal.SIGSTOP)
+        call = TaskExecutorServiceStub(peer.channel).Tasks(metadata=peer.metadata)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await asyncio.wait_for(call.read(), 10)
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+    finally:
+        await peer.close()
+        server.kill()
+        await server.wait()
+
+
+async def test_a_cancellation_that_grpc_swallows_still_ends_the_call() -> None:
+    """As grpc.aio does where the call ends in the moment of the cancellation."""
+    started = asyncio.Event()
+
+    async def method(*_: Any, **__: Any) -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            empty = grpc.aio.Metadata()
+            raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, empty, empty, "gone") from None
+
+    peer = rpc.Peer("127.0.0.1:1", TOKEN)
+    call = asyncio.create_task(peer.call(method, GET, timeout_seconds=60, idempotent=True))
+    await started.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        async with asyncio.timeout(5):
+            await call
+    await peer.close()

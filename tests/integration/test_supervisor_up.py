@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,10 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deepflow.demo import MODEL_DIR
 from deepflow.local.data_dir import DataDir
 from tests.servers import free_port
 
 UP_SECONDS_MAX = 60
+WEIGHTS = (MODEL_DIR / "model.safetensors").read_bytes()
 
 
 @contextlib.contextmanager
@@ -82,6 +85,28 @@ def test_a_model_that_cannot_be_served_is_refused_with_the_reason(tmp_path: Path
         _, error = process.communicate(timeout=UP_SECONDS_MAX)
     assert process.returncode == 1
     assert "cannot deploy model" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("model.safetensors", b"", "model.safetensors"),
+        ("model.safetensors", WEIGHTS[:-1000], "file not fully covered"),
+        ("config.json", b"[" * 100_000, "config.json: not valid JSON"),
+        ("tokenizer.json", b"garbage", "tokenizer.json"),
+    ],
+)
+def test_a_damaged_model_is_named_and_not_waited_for(
+    tmp_path: Path, name: str, content: bytes, reason: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(MODEL_DIR, model)
+    (model / name).write_bytes(content)
+    arguments = ("--model", str(model), "--port", str(free_port()))
+    with up(tmp_path / "data", *arguments) as process:
+        _, error = process.communicate(timeout=UP_SECONDS_MAX)
+    assert process.returncode == 1
+    assert reason in error.split("\n  | ")[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -37,6 +37,7 @@ class ViewPublisher:
         self._fill = fill
         self._view = cluster_pb2.ClusterView()
         self._is_stale = True
+        self._stored = (0, 0)  # term and version of what the records hold
         self._to_publish = asyncio.Event()
         self._to_store = asyncio.Event()
 
@@ -83,12 +84,14 @@ class ViewPublisher:
             await asyncio.sleep(STORE_PAUSE_SECONDS)
 
     async def flush(self) -> None:
-        """The last word of a leader that goes."""
-        if self._to_store.is_set() and self._leadership.token:
+        """The last word of a leader that goes: its successor begins with it."""
+        view = self.current()
+        if self._leadership.token and (view.term, view.version) != self._stored:
             await self._write()
 
     async def _write(self) -> bool:
-        value = self.current().SerializeToString()
+        view = self.current()
+        value = view.SerializeToString()
         try:
             await self._store.put(VIEW_RECORD, value, LEASE_NAME, self._leadership.token)
         except Conflict as error:
@@ -98,4 +101,5 @@ class ViewPublisher:
         except DeepFlowError as error:
             log.debug("the view is not stored yet: %s", error)
             return False
+        self._stored = (view.term, view.version)
         return True

@@ -15,6 +15,9 @@ Handler = Callable[[Exchange], Awaitable[None]]
 
 METHOD_NOT_ALLOWED = 405
 
+# Whatever can be read can be asked for its head alone; the protocol leaves the body out.
+_ALLOWED = {"GET": ("GET", "HEAD")}
+
 # Asked every few seconds by machines: their log lines would bury the others.
 PROBES = ("/health", "/ready", "/metrics")
 
@@ -53,8 +56,9 @@ class Application:
                     reason="route_not_found",
                 )
             method, handler = self._routes[route]
-            if exchange.method != method:
-                await _refuse_method(exchange, method)
+            allowed = _ALLOWED.get(method, (method,))
+            if exchange.method not in allowed:
+                await _refuse_method(exchange, allowed)
                 return
             await handler(exchange)
         except DeepFlowError as error:
@@ -76,12 +80,12 @@ def name_in(exchange: Exchange, prefix: str) -> str:
     return exchange.path[len(prefix) :]
 
 
-async def _refuse_method(exchange: Exchange, method: str) -> None:
+async def _refuse_method(exchange: Exchange, allowed: tuple[str, ...]) -> None:
     error = InvalidRequest(
-        f"{exchange.method} is not allowed at {exchange.path[:128]}; use {method}",
+        f"{exchange.method} is not allowed at {exchange.path[:128]}; use {allowed[0]}",
         reason="method_not_allowed",
     )
-    allow = (b"allow", method.encode())
+    allow = (b"allow", ", ".join(allowed).encode())
     await exchange.respond_error(error, allow, status=METHOD_NOT_ALLOWED)
 
 

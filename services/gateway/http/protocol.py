@@ -3,6 +3,7 @@
 from asyncio import Transport
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from deepflow.errors import (
@@ -60,6 +61,10 @@ class _BoundedProtocol(HttpToolsProtocol):
             self._expect_request()
 
     def on_headers_complete(self) -> None:
+        # Also a head that came in one piece; what raises here ends the parsing.
+        if self._head_size() > self.settings.head_bytes_max:
+            self._refuse(b"431 Request Header Fields Too Large", _HEAD_TOO_LARGE)
+            raise httptools.HttpParserError("the head is too large")
         self._is_in_head = False
         self._head_bytes = 0
         super().on_headers_complete()
@@ -83,6 +88,9 @@ class _BoundedProtocol(HttpToolsProtocol):
             self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
         return True
 
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+
     def _expect_request(self) -> None:
         self._reading = self.loop.call_later(
             self.settings.request_read_seconds_max, self._request_is_late
@@ -102,9 +110,10 @@ class _BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         body = encode(openai_error(error))
+        retry = b"retry-after: 1\r\n" if isinstance(error, Unavailable) else b""
         self.transport.write(
             b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
-            b"retry-after: 1\r\nconnection: close\r\n\r\n%s" % (status, len(body), body)
+            b"%sconnection: close\r\n\r\n%s" % (status, len(body), retry, body)
         )
         self.transport.close()
 

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from deepflow.errors import InvalidRequest
+from services.gateway.schema.numbers import unreadable_number
 
 CONTAINERS_MAX = 65536
 STRINGS_MAX = 131072
@@ -54,14 +55,17 @@ def _decode(body: bytes) -> Any:
     try:
         return msgspec.json.decode(body)
     except UnicodeDecodeError as error:
-        raise InvalidRequest(
-            f"the body is not valid UTF-8 (byte {error.start})", reason="invalid_utf8"
-        ) from error
+        raise InvalidRequest("the body is not valid UTF-8", reason="invalid_utf8") from error
     except msgspec.ValidationError as error:
+        field = unreadable_number(body)
         raise InvalidRequest(
-            f"a number in the body is out of range: {error}", reason="number_out_of_range"
+            f"a number in the body is out of range: {field or error}",
+            param=field,
+            reason="number_out_of_range",
         ) from error
     except (msgspec.DecodeError, RecursionError) as error:
+        field = unreadable_number(body)
+        what = f"'{field}' is not a finite number" if field else str(error)
         raise InvalidRequest(
-            f"the body is not valid JSON: {error}", reason="invalid_json"
+            f"the body is not valid JSON: {what}", param=field, reason="invalid_json"
         ) from error

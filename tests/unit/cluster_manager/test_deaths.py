@@ -68,7 +68,9 @@ def test_a_stack_that_was_killed_leaves_no_ghosts() -> None:
     ghost = replace(remembered.members["te-0"], is_confirmed=False)
     members = {"te-0": ghost, "elsewhere": replace(ghost, id="elsewhere")}
     seen = replace(remembered, members=members, pods={})
-    assert [(action.member, action.is_certain) for action in find_dead(seen, NOW)] == [("te-0", False)]
+    assert [(action.member, action.is_certain) for action in find_dead(seen, NOW)] == [
+        ("te-0", False)
+    ]
     assert find_dead(replace(seen, pods=None), NOW) == []
     heard = replace(seen, members={"te-0": replace(ghost, is_confirmed=True)})
     assert find_dead(heard, NOW) == []

@@ -39,6 +39,23 @@ def test_a_bad_body_is_refused_with_its_reason(body: bytes, reason: str) -> None
 
 
 @pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b'{"a": 1, "temperature": NaN}', "temperature"),
+        (b'{"stop": ["x", -Infinity]}', "stop[1]"),
+        (b'{"metadata": {"b": [{"c": 1e999}]}}', "metadata.b[0].c"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "seed"),
+        (b'{"seed": NaN', ""),
+        (b'{"seed": NaN, "a": "\xff"}', ""),
+    ],
+)
+def test_a_number_that_cannot_be_read_is_named(body: bytes, param: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        parse_object(body, DEPTH)
+    assert raised.value.param == param
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b'{"a": ' + b"[" * 63 + b"]" * 63 + b"}",
