@@ -15,6 +15,8 @@ from typing import Any
 import httpx
 import psutil
 
+from deepflow.lifecycle import bound_to_parent
+
 UP_SECONDS_MAX = 90.0
 DOWN_SECONDS_MAX = 40.0
 LIVENESS_SECONDS = 30.0  # generous: tests promise outcomes, benchmarks measure times
@@ -101,7 +103,11 @@ def running_stack(data_dir: Path, *arguments: str) -> Iterator[Stack]:
     command += ["--data-dir", str(data_dir), *arguments]
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True
+            bound_to_parent(command),
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            start_new_session=True,
         )
     stack = Stack(f"http://127.0.0.1:{port}", data_dir, process)
     try:

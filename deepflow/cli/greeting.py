@@ -24,7 +24,7 @@ def greeting(ready: Ready) -> str:
 def _curl(ready: Ready) -> list[str]:
     if ready.has_chat_template:
         path = "chat/completions"
-        question = f'"messages": [{{"role": "user", "content": "{QUESTION}"}}]'
+        question = f'"messages": [{{"role": "user", "content": "{QUESTION}"}}], "temperature": 0'
     else:
         path, question = "completions", f'"prompt": "{QUESTION}", "max_tokens": 64'
     return [
@@ -42,7 +42,9 @@ def _python(ready: Ready) -> list[str]:
         return [
             *head,
             f'question = [{{"role": "user", "content": "{QUESTION}"}}]',
-            f'answer = client.chat.completions.create(model="{ready.model}", messages=question)',
+            "answer = client.chat.completions.create(",
+            f'    model="{ready.model}", messages=question, temperature=0',
+            ")",
             "print(answer.choices[0].message.content)",
         ]
     return [

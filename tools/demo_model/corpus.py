@@ -14,6 +14,7 @@ HELD_OUT_FILE = Path(__file__).parent / "heldout.jsonl"
 HELD_OUT_SUMS = 120
 SUM_SHARE = 0.55  # of the stream; sums are short, topics are long
 LARGE_SHARE = 0.06  # of the sums
+SMALL_SHARE = 0.25
 OFF_TOPIC_WEIGHT = 8.0  # a topic weighs 1
 
 
@@ -32,6 +33,7 @@ class Corpus:
     def __init__(self) -> None:
         self.topics: list[Topic] = load_topics()
         self.sums = trained_sums()
+        self.small_sums = [pair for pair in self.sums if pair.is_small]
         self._forbidden = {normal_form(pair.question) for pair in held_out()}
 
     def stream(self, seed: int) -> Iterator[Pair]:
@@ -55,7 +57,12 @@ class Corpus:
         return Pair(rewrite(topic.draw_trained(draw), draw), topic.answer, "topic")
 
     def _sum(self, draw: random.Random) -> Pair:
-        drawn = large_sum(draw) if draw.random() < LARGE_SHARE else draw.choice(self.sums)
+        kind = draw.random()
+        if kind < LARGE_SHARE:
+            drawn = large_sum(draw)
+        else:
+            is_small = kind < LARGE_SHARE + SMALL_SHARE
+            drawn = draw.choice(self.small_sums if is_small else self.sums)
         return Pair(rewrite(drawn.ask(draw), draw), drawn.answer, "sum")
 
 

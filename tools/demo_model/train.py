@@ -81,6 +81,8 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
     (out / "model.safetensors").chmod(0o644)
     settings = out / "tokenizer_config.json"  # older transformers know only the older class name
     named = json.loads(settings.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    for where_it_was_made in ("is_local", "local_files_only"):
+        named.pop(where_it_was_made, None)
     settings.write_text(json.dumps(named, indent=2) + "\n")
 
 
