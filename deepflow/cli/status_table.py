@@ -78,6 +78,8 @@ def load_words(load: dict[str, float] | None) -> str:
     if load is None:
         return ""
     words = f"{load['running']} running, {load['waiting']} waiting"
+    if not load["running"] and not load["waiting"]:
+        words = "idle"
     if load["total_blocks"]:
         used = load["total_blocks"] - load["free_blocks"]
         words += f", {used}/{load['total_blocks']} blocks"

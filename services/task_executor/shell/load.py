@@ -22,7 +22,7 @@ class LoadMeter:
         self._last = output
 
     def loaded(self, loaded: Loaded) -> None:
-        self._total_blocks = loaded.kv_blocks
+        self._total_blocks = loaded.kv_blocks - 1  # the trash block is nobody's
 
     def reset(self) -> None:
         self._last = None
