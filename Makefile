@@ -7,8 +7,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
-# A plain install brings torch's CUDA build. For the CPU build:
-#   make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# A plain install brings torch's CUDA build. For the smaller CPU build give TORCH_INDEX the index of
+# CPU wheels that PyTorch's install page names.
 TORCH_INDEX ?=
 ARGS ?=
 
@@ -18,7 +18,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 
 PIP_HELP = { echo; echo "The installation failed. What to look at:"; \
 	echo "  - no network or a proxy: pip needs one that reaches its index (see 'pip config list')"; \
-	echo "  - torch was not found or is too large: make install TORCH_INDEX=https://download.pytorch.org/whl/cpu"; \
+	echo "  - torch was not found or is too large: make install TORCH_INDEX=URL, the CPU index of PyTorch's install page"; \
 	echo "  - a broken environment: 'make clean' removes .venv, then try again"; exit 1; }
 
 .PHONY: help

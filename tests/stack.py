@@ -3,7 +3,6 @@
 import contextlib
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,17 +15,11 @@ import httpx
 import psutil
 
 from deepflow.lifecycle import bound_to_parent
+from tests.servers import free_port
 
 UP_SECONDS_MAX = 90.0
 DOWN_SECONDS_MAX = 40.0
 LIVENESS_SECONDS = 30.0  # generous: tests promise outcomes, benchmarks measure times
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = LIVENESS_SECONDS) -> None:

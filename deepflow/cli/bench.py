@@ -7,6 +7,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from deepflow.cli.common import EXIT_FAILED, fail
+
 if TYPE_CHECKING:
     from deepflow.bench.mesh import MeshReport
 
@@ -42,7 +44,7 @@ def mesh(
     try:
         report = run(options, say=console.print)
     except BenchError as error:
-        raise typer.BadParameter(str(error)) from error
+        fail(str(error), EXIT_FAILED)
     if not as_json:
         _show(report)
     print(json.dumps(report.as_dict()))
