@@ -11,14 +11,33 @@ _CHOICE_STEP = 0x9E3779B97F4A7C15
 _POSITION_STEP = 0xD1B54A32D192ED03
 
 
-class SamplingParams(msgspec.Struct, frozen=True):
-    """What the engine needs to draw the tokens of one sequence."""
+class Grammar(msgspec.Struct, frozen=True):
+    """The answer must be a word of this language; equal grammars share what is made of them."""
 
-    max_tokens: int
+    kind: str  # json_schema, regex, choice (a JSON array of strings) or lark
+    source: str
+
+
+class SamplingParams(msgspec.Struct, frozen=True):
+    """What the engine needs to draw the tokens of one sequence; complete, nothing is looked up."""
+
+    max_tokens: int  # 0: compute the prompt, draw nothing
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
     ignore_eos: bool = False
+    top_k: int = 0  # 0 = every token may be drawn
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0  # over prompt and answer
+    presence_penalty: float = 0.0  # over the answer, as is the next
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0  # before these many no token ends the answer
+    logprobs: int | None = None  # alternatives wanted beside each drawn token
+    prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
+    grammar_param: str = ""  # the request's field that it came from, for errors
 
     @property
     def is_greedy(self) -> bool:

@@ -8,6 +8,7 @@ from deepflow.v1 import types_pb2 as _types_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +19,23 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ModelTask:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModelTaskEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelTask.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODEL_TASK_UNSPECIFIED: _ModelTask.ValueType  # 0
+    MODEL_TASK_GENERATE: _ModelTask.ValueType  # 1
+    MODEL_TASK_EMBED: _ModelTask.ValueType  # 2
+
+class ModelTask(_ModelTask, metaclass=_ModelTaskEnumTypeWrapper): ...
+
+MODEL_TASK_UNSPECIFIED: ModelTask.ValueType  # 0
+MODEL_TASK_GENERATE: ModelTask.ValueType  # 1
+MODEL_TASK_EMBED: ModelTask.ValueType  # 2
+Global___ModelTask: _TypeAlias = ModelTask  # noqa: Y015
 
 @_typing.final
 class Member(_message.Message):
@@ -38,6 +56,7 @@ class Member(_message.Message):
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    IS_OUTDATED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     kind: _types_pb2.MemberKind.ValueType
     incarnation: _builtins.int
@@ -56,6 +75,8 @@ class Member(_message.Message):
     """Deployment that a task executor holds or loads; empty while blank."""
     version: _builtins.str
     """Wire version, so that neighbouring releases can tell each other apart."""
+    is_outdated: _builtins.bool
+    """It holds an older revision of its deployment: replaced as soon as nothing runs on it."""
     @_builtins.property
     def capabilities(self) -> Global___Capabilities: ...
     def __init__(
@@ -74,10 +95,11 @@ class Member(_message.Message):
         deployment: _builtins.str = ...,
         capabilities: Global___Capabilities | None = ...,
         version: _builtins.str = ...,
+        is_outdated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capabilities", b"capabilities", "deployment", b"deployment", "detail", b"detail", "health_address", b"health_address", "id", b"id", "incarnation", b"incarnation", "kind", b"kind", "pid", b"pid", "started_unix_ms", b"started_unix_ms", "state", b"state", "state_since_unix_ms", b"state_since_unix_ms", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capabilities", b"capabilities", "deployment", b"deployment", "detail", b"detail", "health_address", b"health_address", "id", b"id", "incarnation", b"incarnation", "is_outdated", b"is_outdated", "kind", b"kind", "pid", b"pid", "started_unix_ms", b"started_unix_ms", "state", b"state", "state_since_unix_ms", b"state_since_unix_ms", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -115,12 +137,19 @@ class Capabilities(_message.Message):
     MAX_SEQUENCES_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     STEP_SECONDS_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    WEIGHT_BYTES_FIELD_NUMBER: _builtins.int
+    KV_BYTES_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     block_size: _builtins.int
     kv_blocks: _builtins.int
     max_sequences: _builtins.int
     max_tokens: _builtins.int
     """Prompt and answer of one sequence together."""
+    dtype: _builtins.str
+    """Of the weights and the KV cache as computed with."""
+    weight_bytes: _builtins.int
+    kv_bytes: _builtins.int
     @_builtins.property
     def step_seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Seconds spent in each named start-up step."""
@@ -134,10 +163,13 @@ class Capabilities(_message.Message):
         max_sequences: _builtins.int = ...,
         max_tokens: _builtins.int = ...,
         step_seconds: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        dtype: _builtins.str = ...,
+        weight_bytes: _builtins.int = ...,
+        kv_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "kv_blocks", b"kv_blocks", "max_sequences", b"max_sequences", "max_tokens", b"max_tokens", "step_seconds", b"step_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "dtype", b"dtype", "kv_blocks", b"kv_blocks", "kv_bytes", b"kv_bytes", "max_sequences", b"max_sequences", "max_tokens", b"max_tokens", "step_seconds", b"step_seconds", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -154,6 +186,10 @@ class Deployment(_message.Message):
     FACTS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     CREATED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    KV_BYTES_FIELD_NUMBER: _builtins.int
+    TOOL_FORMAT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name clients put in "model"."""
     source: _builtins.str
@@ -164,6 +200,14 @@ class Deployment(_message.Message):
     revision: _builtins.int
     """Rises with every change of this record."""
     created_unix_ms: _builtins.int
+    dtype: _builtins.str
+    """"float32", "bfloat16" or "float16"; empty = what is best on the device."""
+    max_tokens: _builtins.int
+    """Prompt and answer of one sequence together; 0 = as much as the model and the memory allow."""
+    kv_bytes: _builtins.int
+    """Memory for the KV cache; 0 = derived from what is free."""
+    tool_format: _builtins.str
+    """How the model writes tool calls ("hermes", "llama3"); empty = told from its chat template."""
     @_builtins.property
     def facts(self) -> Global___ModelFacts:
         """Facts read from the folder when it was deployed."""
@@ -178,14 +222,77 @@ class Deployment(_message.Message):
         facts: Global___ModelFacts | None = ...,
         revision: _builtins.int = ...,
         created_unix_ms: _builtins.int = ...,
+        dtype: _builtins.str = ...,
+        max_tokens: _builtins.int = ...,
+        kv_bytes: _builtins.int = ...,
+        tool_format: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["facts", b"facts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_ms", b"created_unix_ms", "device", b"device", "facts", b"facts", "name", b"name", "replicas", b"replicas", "revision", b"revision", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_ms", b"created_unix_ms", "device", b"device", "dtype", b"dtype", "facts", b"facts", "kv_bytes", b"kv_bytes", "max_tokens", b"max_tokens", "name", b"name", "replicas", b"replicas", "revision", b"revision", "source", b"source", "tool_format", b"tool_format"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
+
+@_typing.final
+class GenerationDefaults(_message.Message):
+    """What generation_config.json says; an absent field says nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    TOP_P_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
+    MIN_P_FIELD_NUMBER: _builtins.int
+    REPETITION_PENALTY_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    temperature: _builtins.float
+    top_p: _builtins.float
+    top_k: _builtins.int
+    min_p: _builtins.float
+    repetition_penalty: _builtins.float
+    max_tokens: _builtins.int
+    def __init__(
+        self,
+        *,
+        temperature: _builtins.float | None = ...,
+        top_p: _builtins.float | None = ...,
+        top_k: _builtins.int | None = ...,
+        min_p: _builtins.float | None = ...,
+        repetition_penalty: _builtins.float | None = ...,
+        max_tokens: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_repetition_penalty", b"_repetition_penalty", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "max_tokens", b"max_tokens", "min_p", b"min_p", "repetition_penalty", b"repetition_penalty", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_repetition_penalty", b"_repetition_penalty", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "max_tokens", b"max_tokens", "min_p", b"min_p", "repetition_penalty", b"repetition_penalty", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__min_p: _TypeAlias = _typing.Literal["min_p"]  # noqa: Y015
+    _WhichOneofArgType__min_p: _TypeAlias = _typing.Literal["_min_p", b"_min_p"]  # noqa: Y015
+    _WhichOneofReturnType__repetition_penalty: _TypeAlias = _typing.Literal["repetition_penalty"]  # noqa: Y015
+    _WhichOneofArgType__repetition_penalty: _TypeAlias = _typing.Literal["_repetition_penalty", b"_repetition_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
+    _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
+    _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
+    _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_p) -> _WhichOneofReturnType__min_p | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__repetition_penalty) -> _WhichOneofReturnType__repetition_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
+
+Global___GenerationDefaults: _TypeAlias = GenerationDefaults  # noqa: Y015
 
 @_typing.final
 class ModelFacts(_message.Message):
@@ -198,6 +305,9 @@ class ModelFacts(_message.Message):
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    DEFAULTS_FIELD_NUMBER: _builtins.int
+    EMBEDDING_SIZE_FIELD_NUMBER: _builtins.int
     architecture: _builtins.str
     model_revision: _builtins.str
     """Digest of the folder's config, tokenizer and weight headers: seeds the block identity."""
@@ -205,8 +315,13 @@ class ModelFacts(_message.Message):
     context_length: _builtins.int
     has_chat_template: _builtins.bool
     parameters: _builtins.int
+    task: Global___ModelTask.ValueType
+    embedding_size: _builtins.int
+    """Numbers of one vector of an embedding model."""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def defaults(self) -> Global___GenerationDefaults: ...
     def __init__(
         self,
         *,
@@ -217,10 +332,13 @@ class ModelFacts(_message.Message):
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         has_chat_template: _builtins.bool = ...,
         parameters: _builtins.int = ...,
+        task: Global___ModelTask.ValueType = ...,
+        defaults: Global___GenerationDefaults | None = ...,
+        embedding_size: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_length", b"context_length", "eos_token_ids", b"eos_token_ids", "has_chat_template", b"has_chat_template", "model_revision", b"model_revision", "parameters", b"parameters", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_length", b"context_length", "defaults", b"defaults", "embedding_size", b"embedding_size", "eos_token_ids", b"eos_token_ids", "has_chat_template", b"has_chat_template", "model_revision", b"model_revision", "parameters", b"parameters", "task", b"task", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -39,6 +39,16 @@ class JobExecutorServiceStub:
                 request_serializer=deepflow_dot_v1_dot_jobs__pb2.JobsRequest.SerializeToString,
                 response_deserializer=deepflow_dot_v1_dot_jobs__pb2.JobsResponse.FromString,
                 _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/deepflow.v1.JobExecutorService/Tokenize',
+                request_serializer=deepflow_dot_v1_dot_jobs__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=deepflow_dot_v1_dot_jobs__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/deepflow.v1.JobExecutorService/Detokenize',
+                request_serializer=deepflow_dot_v1_dot_jobs__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=deepflow_dot_v1_dot_jobs__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
 
 
 class JobExecutorServiceServicer:
@@ -51,6 +61,18 @@ class JobExecutorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tokenize(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detokenize(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobExecutorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -58,6 +80,16 @@ def add_JobExecutorServiceServicer_to_server(servicer, server):
                     servicer.Jobs,
                     request_deserializer=deepflow_dot_v1_dot_jobs__pb2.JobsRequest.FromString,
                     response_serializer=deepflow_dot_v1_dot_jobs__pb2.JobsResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=deepflow_dot_v1_dot_jobs__pb2.TokenizeRequest.FromString,
+                    response_serializer=deepflow_dot_v1_dot_jobs__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=deepflow_dot_v1_dot_jobs__pb2.DetokenizeRequest.FromString,
+                    response_serializer=deepflow_dot_v1_dot_jobs__pb2.DetokenizeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -87,6 +119,60 @@ class JobExecutorService:
             '/deepflow.v1.JobExecutorService/Jobs',
             deepflow_dot_v1_dot_jobs__pb2.JobsRequest.SerializeToString,
             deepflow_dot_v1_dot_jobs__pb2.JobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/deepflow.v1.JobExecutorService/Tokenize',
+            deepflow_dot_v1_dot_jobs__pb2.TokenizeRequest.SerializeToString,
+            deepflow_dot_v1_dot_jobs__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/deepflow.v1.JobExecutorService/Detokenize',
+            deepflow_dot_v1_dot_jobs__pb2.DetokenizeRequest.SerializeToString,
+            deepflow_dot_v1_dot_jobs__pb2.DetokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,12 +33,16 @@ class JobExecutorServiceStub:
     def __new__(cls, channel: _aio.Channel) -> JobExecutorServiceAsyncStub: ...
     Jobs: _grpc.StreamStreamMultiCallable[_jobs_pb2.JobsRequest, _jobs_pb2.JobsResponse]
     """The first message each way is a Hello. A broken stream ends every job on it."""
+    Tokenize: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.TokenizeRequest, _jobs_pb2.TokenizeResponse]
+    Detokenize: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.DetokenizeRequest, _jobs_pb2.DetokenizeResponse]
 
 @_typing.type_check_only
 class JobExecutorServiceAsyncStub(JobExecutorServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Jobs: _aio.StreamStreamMultiCallable[_jobs_pb2.JobsRequest, _jobs_pb2.JobsResponse]  # type: ignore[assignment]
     """The first message each way is a Hello. A broken stream ends every job on it."""
+    Tokenize: _aio.UnaryUnaryMultiCallable[_jobs_pb2.TokenizeRequest, _jobs_pb2.TokenizeResponse]  # type: ignore[assignment]
+    Detokenize: _aio.UnaryUnaryMultiCallable[_jobs_pb2.DetokenizeRequest, _jobs_pb2.DetokenizeResponse]  # type: ignore[assignment]
 
 class JobExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -48,5 +52,19 @@ class JobExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_jobs_pb2.JobsResponse], _abc.AsyncIterator[_jobs_pb2.JobsResponse]]:
         """The first message each way is a Hello. A broken stream ends every job on it."""
+
+    @_abc_1.abstractmethod
+    def Tokenize(
+        self,
+        request: _jobs_pb2.TokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.TokenizeResponse, _abc.Awaitable[_jobs_pb2.TokenizeResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Detokenize(
+        self,
+        request: _jobs_pb2.DetokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.DetokenizeResponse, _abc.Awaitable[_jobs_pb2.DetokenizeResponse]]: ...
 
 def add_JobExecutorServiceServicer_to_server(servicer: JobExecutorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

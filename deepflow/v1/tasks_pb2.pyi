@@ -157,11 +157,14 @@ class Task(_message.Message):
     CHOICE_INDEX_FIELD_NUMBER: _builtins.int
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     RESUME_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    EMBED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     job_id: _builtins.str
     attempt_epoch: _builtins.int
     model: _builtins.str
     choice_index: _builtins.int
+    embed: _builtins.bool
+    """Answer with the prompt's vector instead of tokens."""
     @_builtins.property
     def context(self) -> _types_pb2.WorkContext: ...
     @_builtins.property
@@ -184,10 +187,11 @@ class Task(_message.Message):
         choice_index: _builtins.int = ...,
         prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         resume_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        embed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_epoch", b"attempt_epoch", "choice_index", b"choice_index", "context", b"context", "id", b"id", "job_id", b"job_id", "model", b"model", "prompt_token_ids", b"prompt_token_ids", "resume_token_ids", b"resume_token_ids", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_epoch", b"attempt_epoch", "choice_index", b"choice_index", "context", b"context", "embed", b"embed", "id", b"id", "job_id", b"job_id", "model", b"model", "prompt_token_ids", b"prompt_token_ids", "resume_token_ids", b"resume_token_ids", "sampling", b"sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -227,6 +231,12 @@ class TaskTokenBatch(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    TOP_POSITIONS_FIELD_NUMBER: _builtins.int
+    TOP_COUNTS_FIELD_NUMBER: _builtins.int
+    TOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    EMBEDDINGS_FIELD_NUMBER: _builtins.int
     te_incarnation: _builtins.int
     engine_step: _builtins.int
     """Number of the last engine step in this batch."""
@@ -248,6 +258,26 @@ class TaskTokenBatch(_message.Message):
     def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
     @_builtins.property
     def finished(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskFinished]: ...
+    @_builtins.property
+    def top_positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Alternatives, for tasks that asked: the token at top_positions[i] of the token columns owns the
+        next top_counts[i] items, likeliest first.
+        """
+
+    @_builtins.property
+    def top_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def top_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def top_logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptLogprobs]:
+        """Each comes before its task's first token; of one task in the order of positions."""
+
+    @_builtins.property
+    def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskEmbedding]:
+        """Each comes before the end of its task."""
+
     def __init__(
         self,
         *,
@@ -260,14 +290,88 @@ class TaskTokenBatch(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         logprobs: _abc.Iterable[_builtins.float] | None = ...,
         finished: _abc.Iterable[Global___TaskFinished] | None = ...,
+        top_positions: _abc.Iterable[_builtins.int] | None = ...,
+        top_counts: _abc.Iterable[_builtins.int] | None = ...,
+        top_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        top_logprobs: _abc.Iterable[_builtins.float] | None = ...,
+        prompt_logprobs: _abc.Iterable[Global___PromptLogprobs] | None = ...,
+        embeddings: _abc.Iterable[Global___TaskEmbedding] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_handles", b"accepted_handles", "engine_step", b"engine_step", "finished", b"finished", "first_token_indexes", b"first_token_indexes", "handles", b"handles", "logprobs", b"logprobs", "te_incarnation", b"te_incarnation", "token_counts", b"token_counts", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_handles", b"accepted_handles", "embeddings", b"embeddings", "engine_step", b"engine_step", "finished", b"finished", "first_token_indexes", b"first_token_indexes", "handles", b"handles", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "te_incarnation", b"te_incarnation", "token_counts", b"token_counts", "token_ids", b"token_ids", "top_counts", b"top_counts", "top_logprobs", b"top_logprobs", "top_positions", b"top_positions", "top_token_ids", b"top_token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TaskTokenBatch: _TypeAlias = TaskTokenBatch  # noqa: Y015
+
+@_typing.final
+class PromptLogprobs(_message.Message):
+    """Prompt tokens first_position, first_position + 1, … given what is before each."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLE_FIELD_NUMBER: _builtins.int
+    FIRST_POSITION_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
+    TOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    handle: _builtins.int
+    first_position: _builtins.int
+    """At least 1: nothing is before the first token."""
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """1 = the likeliest token."""
+
+    @_builtins.property
+    def top_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The same number for every position, likeliest first."""
+
+    @_builtins.property
+    def top_logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        handle: _builtins.int = ...,
+        first_position: _builtins.int = ...,
+        logprobs: _abc.Iterable[_builtins.float] | None = ...,
+        ranks: _abc.Iterable[_builtins.int] | None = ...,
+        top_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        top_logprobs: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_position", b"first_position", "handle", b"handle", "logprobs", b"logprobs", "ranks", b"ranks", "top_logprobs", b"top_logprobs", "top_token_ids", b"top_token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptLogprobs: _TypeAlias = PromptLogprobs  # noqa: Y015
+
+@_typing.final
+class TaskEmbedding(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLE_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    handle: _builtins.int
+    values: _builtins.bytes
+    """Little-endian fp32."""
+    def __init__(
+        self,
+        *,
+        handle: _builtins.int = ...,
+        values: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskEmbedding: _TypeAlias = TaskEmbedding  # noqa: Y015
 
 @_typing.final
 class TaskFinished(_message.Message):

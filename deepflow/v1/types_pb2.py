@@ -24,31 +24,39 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64\x65\x65pflow/v1/types.proto\x12\x0b\x64\x65\x65pflow.v1\"z\n\x05\x45rror\x12$\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x16.deepflow.v1.ErrorCode\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05param\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x1b\n\x13retry_after_seconds\x18\x05 \x01(\x01\"7\n\x0cTraceContext\x12\x13\n\x0btraceparent\x18\x01 \x01(\t\x12\x12\n\ntracestate\x18\x02 \x01(\t\"\xcd\x01\n\x0bWorkContext\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x12\n\ncache_salt\x18\x03 \x01(\x0c\x12\x30\n\rservice_class\x18\x04 \x01(\x0e\x32\x19.deepflow.v1.ServiceClass\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12\x18\n\x10\x64\x65\x61\x64line_unix_ms\x18\x06 \x01(\x03\x12(\n\x05trace\x18\x07 \x01(\x0b\x32\x19.deepflow.v1.TraceContext\"x\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\x12\n\nignore_eos\x18\x05 \x01(\x08\x12\x0c\n\x04stop\x18\x06 \x03(\t\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r*\xba\x01\n\nMemberKind\x12\x1b\n\x17MEMBER_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13MEMBER_KIND_GATEWAY\x10\x01\x12\x1c\n\x18MEMBER_KIND_JOB_EXECUTOR\x10\x02\x12\x1d\n\x19MEMBER_KIND_TASK_EXECUTOR\x10\x03\x12\x1f\n\x1bMEMBER_KIND_CLUSTER_MANAGER\x10\x04\x12\x18\n\x14MEMBER_KIND_KV_STORE\x10\x05*\xf9\x01\n\x0eLifecycleState\x12\x1f\n\x1bLIFECYCLE_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18LIFECYCLE_STATE_STARTING\x10\x01\x12\x19\n\x15LIFECYCLE_STATE_BLANK\x10\x02\x12\x1b\n\x17LIFECYCLE_STATE_LOADING\x10\x03\x12\x19\n\x15LIFECYCLE_STATE_READY\x10\x04\x12\x1c\n\x18LIFECYCLE_STATE_DRAINING\x10\x05\x12\x1b\n\x17LIFECYCLE_STATE_STOPPED\x10\x06\x12\x1a\n\x16LIFECYCLE_STATE_FAILED\x10\x07*\xe4\x02\n\tErrorCode\x12\x1a\n\x16\x45RROR_CODE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_CODE_INVALID_REQUEST\x10\x01\x12\x18\n\x14\x45RROR_CODE_NOT_FOUND\x10\x02\x12\x18\n\x14\x45RROR_CODE_TOO_LARGE\x10\x03\x12\x1e\n\x1a\x45RROR_CODE_UNAUTHENTICATED\x10\x04\x12 \n\x1c\x45RROR_CODE_PERMISSION_DENIED\x10\x05\x12\x1b\n\x17\x45RROR_CODE_RATE_LIMITED\x10\x06\x12\x1a\n\x16\x45RROR_CODE_UNAVAILABLE\x10\x07\x12 \n\x1c\x45RROR_CODE_DEADLINE_EXCEEDED\x10\x08\x12\x18\n\x14\x45RROR_CODE_CANCELLED\x10\t\x12\x17\n\x13\x45RROR_CODE_CONFLICT\x10\n\x12\x17\n\x13\x45RROR_CODE_INTERNAL\x10\x0b*e\n\x0cServiceClass\x12\x1d\n\x19SERVICE_CLASS_UNSPECIFIED\x10\x00\x12\x1d\n\x19SERVICE_CLASS_INTERACTIVE\x10\x01\x12\x17\n\x13SERVICE_CLASS_BATCH\x10\x02*\x95\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64\x65\x65pflow/v1/types.proto\x12\x0b\x64\x65\x65pflow.v1\"z\n\x05\x45rror\x12$\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x16.deepflow.v1.ErrorCode\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05param\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x1b\n\x13retry_after_seconds\x18\x05 \x01(\x01\"7\n\x0cTraceContext\x12\x13\n\x0btraceparent\x18\x01 \x01(\t\x12\x12\n\ntracestate\x18\x02 \x01(\t\"\xcd\x01\n\x0bWorkContext\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x12\n\ncache_salt\x18\x03 \x01(\x0c\x12\x30\n\rservice_class\x18\x04 \x01(\x0e\x32\x19.deepflow.v1.ServiceClass\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12\x18\n\x10\x64\x65\x61\x64line_unix_ms\x18\x06 \x01(\x03\x12(\n\x05trace\x18\x07 \x01(\x0b\x32\x19.deepflow.v1.TraceContext\"\x91\x05\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x02\x88\x01\x01\x12\x12\n\nignore_eos\x18\x05 \x01(\x08\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x12\n\x05top_k\x18\x07 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x08 \x01(\x02H\x04\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x02H\x05\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\n \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x0b \x01(\x02\x12>\n\nlogit_bias\x18\x0c \x03(\x0b\x32*.deepflow.v1.SamplingParams.LogitBiasEntry\x12\x16\n\x0estop_token_ids\x18\r \x03(\r\x12\x12\n\nmin_tokens\x18\x0e \x01(\r\x12\x15\n\x08logprobs\x18\x0f \x01(\rH\x06\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x10 \x01(\rH\x07\x88\x01\x01\x12\x1b\n\x13show_special_tokens\x18\x11 \x01(\x08\x12%\n\x07grammar\x18\x12 \x01(\x0b\x32\x14.deepflow.v1.Grammar\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\r\n\x0b_max_tokensB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobs\"\x80\x01\n\x07Grammar\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12&\n\x06\x63hoice\x18\x03 \x01(\x0b\x32\x14.deepflow.v1.StringsH\x00\x12\x0e\n\x04lark\x18\x04 \x01(\tH\x00\x12\r\n\x05param\x18\x05 \x01(\tB\x06\n\x04kind\"\x19\n\x07Strings\x12\x0e\n\x06values\x18\x01 \x03(\t\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r*\xba\x01\n\nMemberKind\x12\x1b\n\x17MEMBER_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13MEMBER_KIND_GATEWAY\x10\x01\x12\x1c\n\x18MEMBER_KIND_JOB_EXECUTOR\x10\x02\x12\x1d\n\x19MEMBER_KIND_TASK_EXECUTOR\x10\x03\x12\x1f\n\x1bMEMBER_KIND_CLUSTER_MANAGER\x10\x04\x12\x18\n\x14MEMBER_KIND_KV_STORE\x10\x05*\xf9\x01\n\x0eLifecycleState\x12\x1f\n\x1bLIFECYCLE_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18LIFECYCLE_STATE_STARTING\x10\x01\x12\x19\n\x15LIFECYCLE_STATE_BLANK\x10\x02\x12\x1b\n\x17LIFECYCLE_STATE_LOADING\x10\x03\x12\x19\n\x15LIFECYCLE_STATE_READY\x10\x04\x12\x1c\n\x18LIFECYCLE_STATE_DRAINING\x10\x05\x12\x1b\n\x17LIFECYCLE_STATE_STOPPED\x10\x06\x12\x1a\n\x16LIFECYCLE_STATE_FAILED\x10\x07*\xe4\x02\n\tErrorCode\x12\x1a\n\x16\x45RROR_CODE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_CODE_INVALID_REQUEST\x10\x01\x12\x18\n\x14\x45RROR_CODE_NOT_FOUND\x10\x02\x12\x18\n\x14\x45RROR_CODE_TOO_LARGE\x10\x03\x12\x1e\n\x1a\x45RROR_CODE_UNAUTHENTICATED\x10\x04\x12 \n\x1c\x45RROR_CODE_PERMISSION_DENIED\x10\x05\x12\x1b\n\x17\x45RROR_CODE_RATE_LIMITED\x10\x06\x12\x1a\n\x16\x45RROR_CODE_UNAVAILABLE\x10\x07\x12 \n\x1c\x45RROR_CODE_DEADLINE_EXCEEDED\x10\x08\x12\x18\n\x14\x45RROR_CODE_CANCELLED\x10\t\x12\x17\n\x13\x45RROR_CODE_CONFLICT\x10\n\x12\x17\n\x13\x45RROR_CODE_INTERNAL\x10\x0b*e\n\x0cServiceClass\x12\x1d\n\x19SERVICE_CLASS_UNSPECIFIED\x10\x00\x12\x1d\n\x19SERVICE_CLASS_INTERACTIVE\x10\x01\x12\x17\n\x13SERVICE_CLASS_BATCH\x10\x02*\xb3\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'deepflow.v1.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MEMBERKIND']._serialized_start=634
-  _globals['_MEMBERKIND']._serialized_end=820
-  _globals['_LIFECYCLESTATE']._serialized_start=823
-  _globals['_LIFECYCLESTATE']._serialized_end=1072
-  _globals['_ERRORCODE']._serialized_start=1075
-  _globals['_ERRORCODE']._serialized_end=1431
-  _globals['_SERVICECLASS']._serialized_start=1433
-  _globals['_SERVICECLASS']._serialized_end=1534
-  _globals['_FINISHREASON']._serialized_start=1537
-  _globals['_FINISHREASON']._serialized_end=1686
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
+  _globals['_MEMBERKIND']._serialized_start=1330
+  _globals['_MEMBERKIND']._serialized_end=1516
+  _globals['_LIFECYCLESTATE']._serialized_start=1519
+  _globals['_LIFECYCLESTATE']._serialized_end=1768
+  _globals['_ERRORCODE']._serialized_start=1771
+  _globals['_ERRORCODE']._serialized_end=2127
+  _globals['_SERVICECLASS']._serialized_start=2129
+  _globals['_SERVICECLASS']._serialized_end=2230
+  _globals['_FINISHREASON']._serialized_start=2233
+  _globals['_FINISHREASON']._serialized_end=2412
   _globals['_ERROR']._serialized_start=40
   _globals['_ERROR']._serialized_end=162
   _globals['_TRACECONTEXT']._serialized_start=164
   _globals['_TRACECONTEXT']._serialized_end=219
   _globals['_WORKCONTEXT']._serialized_start=222
   _globals['_WORKCONTEXT']._serialized_end=427
-  _globals['_SAMPLINGPARAMS']._serialized_start=429
-  _globals['_SAMPLINGPARAMS']._serialized_end=549
-  _globals['_USAGE']._serialized_start=551
-  _globals['_USAGE']._serialized_end=631
+  _globals['_SAMPLINGPARAMS']._serialized_start=430
+  _globals['_SAMPLINGPARAMS']._serialized_end=1087
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=922
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=970
+  _globals['_GRAMMAR']._serialized_start=1090
+  _globals['_GRAMMAR']._serialized_end=1218
+  _globals['_STRINGS']._serialized_start=1220
+  _globals['_STRINGS']._serialized_end=1245
+  _globals['_USAGE']._serialized_start=1247
+  _globals['_USAGE']._serialized_end=1327
 # @@protoc_insertion_point(module_scope)

@@ -13,6 +13,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     device: str
     model_revision: str
     settings: dict[str, int] = {}  # EngineConfig fields that the shell overrides
+    dtype: str = ""  # empty: what is best on the device
 
 
 class Unload(msgspec.Struct, frozen=True, tag="unload"):
@@ -29,6 +30,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     choice_index: int = 0
     cache_salt: bytes = b""
     priority: int = 0
+    embed: bool = False  # answer with the prompt's vector instead of tokens
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -58,6 +60,9 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     max_sequences: int
     max_tokens: int
     vocab_size: int
+    dtype: str = ""
+    weight_bytes: int = 0
+    kv_bytes: int = 0
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
@@ -79,6 +84,8 @@ class Finished(msgspec.Struct, frozen=True, array_like=True):
     cached_tokens: int
     message: str = ""
     invalid: bool = False  # the request was at fault, not the engine
+    param: str = ""  # the request's field at fault, where it is known
+    busy: bool = False  # too much waits here; another engine may have room
 
 
 class KvChange(msgspec.Struct, frozen=True, array_like=True):
@@ -87,6 +94,47 @@ class KvChange(msgspec.Struct, frozen=True, array_like=True):
     stored: bool
     parent: bytes  # identity before the first stored one; empty at the start of a prompt
     identities: list[bytes]
+
+
+class TopLogprobs(msgspec.Struct, array_like=True):
+    """Alternatives beside drawn tokens, as columns; only tokens of sequences that asked.
+
+    The token at positions[i] of the step's token columns owns the next counts[i] items.
+    """
+
+    positions: list[int] = []
+    counts: list[int] = []
+    token_ids: list[int] = []  # likeliest first
+    logprobs: list[float] = []
+
+    def only(self, kept: list[int]) -> "TopLogprobs":
+        """What is left when only the tokens at these positions are, in this order."""
+        places = {position: place for place, position in enumerate(kept)}
+        result, first = TopLogprobs([], [], [], []), 0
+        for position, count in zip(self.positions, self.counts, strict=True):
+            if position in places:
+                result.positions.append(places[position])
+                result.counts.append(count)
+                result.token_ids += self.token_ids[first : first + count]
+                result.logprobs += self.logprobs[first : first + count]
+            first += count
+        return result
+
+
+class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Of consecutive prompt tokens, each given what is before it; in order for one sequence."""
+
+    handle: int
+    first_position: int  # at least 1
+    logprobs: list[float]
+    ranks: list[int]  # 1 = the likeliest token
+    top_token_ids: list[int]  # the same number for every position, likeliest first
+    top_logprobs: list[float]
+
+
+class Embedding(msgspec.Struct, frozen=True, array_like=True):
+    handle: int
+    values: bytes  # little-endian fp32
 
 
 class StepOutput(msgspec.Struct, frozen=True, tag="step"):
@@ -104,6 +152,9 @@ class StepOutput(msgspec.Struct, frozen=True, tag="step"):
     waiting: int
     running: int
     free_blocks: int
+    tops: TopLogprobs | None = None
+    prompt_logprobs: list[PromptLogprobs] = []  # each before its sequence's first token
+    embeddings: list[Embedding] = []  # each before the end of its sequence
 
 
 FromEngine = Progress | Loaded | LoadFailed | Unloaded | StepOutput

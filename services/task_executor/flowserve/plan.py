@@ -5,9 +5,11 @@ keeps the tokens of its rows and appends what it samples. That is what lets the 
 n+1 while step n runs.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from deepflow.core.sampling import SamplingParams
+from services.task_executor.flowserve.messages import PromptLogprobs, TopLogprobs
 
 TRASH_BLOCK = 0  # padded slots point here; it never holds anybody's KV
 
@@ -52,3 +54,22 @@ class StepResult:
     logprobs: list[float]
     failures: dict[int, str] = field(default_factory=dict)  # row -> why; its neighbours went on
     seconds: float = 0.0
+    # Rows whose grammar allows nothing after the token just drawn: the answer is complete.
+    completed_rows: list[int] = field(default_factory=list)
+    tops: TopLogprobs | None = None  # positions count the tokens of this result
+    prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)  # `handle` holds the row
+
+    def fail(self, failures: dict[int, str]) -> None:
+        """These rows drew a token that does not count after all."""
+        self.failures |= failures
+        self.drop(failures)
+
+    def drop(self, rows: Container[int]) -> None:
+        """Forget what these rows drew."""
+        kept = [index for index, row in enumerate(self.rows) if row not in rows]
+        if self.tops is not None:
+            self.tops = self.tops.only(kept)
+        self.completed_rows = [row for row in self.completed_rows if row not in rows]
+        self.rows = [self.rows[index] for index in kept]
+        self.token_ids = [self.token_ids[index] for index in kept]
+        self.logprobs = [self.logprobs[index] for index in kept]
