@@ -10,6 +10,7 @@ from typing import Any
 # The format's own limit: a longer header is damage or an attack, not a model.
 HEADER_BYTES_MAX = 100_000_000
 JSON_BYTES_MAX = 100_000_000
+_SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 # All that decides which tokens a text becomes and which tensors those meet.
 _DIGESTED = (
@@ -23,6 +24,10 @@ _DIGESTED = (
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
+    # Of encoders: how the vectors of a text's tokens become one.
+    "modules.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
 )
 
 
@@ -56,7 +61,9 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def safetensors_files(folder: Path) -> list[Path]:
-    """The weight files, sorted: those that the index names, else every safetensors file."""
+    """The weight files, sorted: the usual one, else those that the index names, else every one."""
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
     if not (folder / _INDEX).is_file():
         return sorted(folder.glob("*.safetensors"))
     weight_map = read_json(folder, _INDEX).get("weight_map")

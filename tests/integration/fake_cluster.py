@@ -36,6 +36,7 @@ class FakeTaskExecutor(TaskExecutorServiceServicer):
         self.member = cluster_pb2.Member()
         self.loads: list[cluster_pb2.Deployment] = []
         self.loads_to_fail = 0
+        self.bad_models: set[str] = set()  # sources that never load
 
     async def LoadModel(
         self, request: tasks_pb2.LoadModelRequest, context: Any
@@ -45,8 +46,8 @@ class FakeTaskExecutor(TaskExecutorServiceServicer):
         self.loads.append(request.deployment)
         self.member.deployment = request.deployment.name
         self.lifecycle.to(types.LIFECYCLE_STATE_LOADING)
-        if self.loads_to_fail:
-            self.loads_to_fail -= 1
+        if self.loads_to_fail or request.deployment.source in self.bad_models:
+            self.loads_to_fail = max(0, self.loads_to_fail - 1)
             self.member.deployment = ""
             self.lifecycle.to(types.LIFECYCLE_STATE_BLANK)
             raise Internal("the weights are bent")
@@ -133,6 +134,7 @@ class FakeSupervisor:
         self.started: list[str] = []
         self.settings: dict[str, dict[str, str]] = {}
         self.loads_to_fail = 0
+        self.bad_models: set[str] = set()
         self._server: asyncio.Server | None = None
         self._watchers: set[asyncio.StreamWriter] = set()
         self._connections: set[asyncio.Task[None]] = set()
@@ -211,5 +213,6 @@ class FakeSupervisor:
         self._set(name, pid=pid, state="running")
         member = FakeMember(self.config, service, name, pid)
         member.task_executor.loads_to_fail = self.loads_to_fail
+        member.task_executor.bad_models = self.bad_models
         self.members[name] = member
         await member.start()

@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc.aio
 import httpx
+import openai
 
 from deepflow import errors, rpc
 from deepflow.v1 import cluster_pb2 as cluster
@@ -69,7 +70,51 @@ class FakeJob:
             token_ids=[10 + first + i for i in range(len(texts))],
             texts=texts,
         )
+        if self.job.sampling.HasField("logprobs"):
+            batch.logprobs.extend(_logprob(first + i) for i in range(len(texts)))
+            batch.details.append(_details(texts, first, self.job.sampling.logprobs))
         self._executor.send(jobs.JobsResponse(tokens=batch))
+
+    def prompt(self, *tokens: str, choice: int = 0, mark: str = "") -> None:
+        """The prompt of one choice; `mark` is a token of its own that the text does not show."""
+        shown = [mark, *tokens] if mark else list(tokens)
+        prompt = jobs.ChoicePrompt(
+            handle=self.handle,
+            choice_index=choice,
+            text="".join(tokens),
+            token_ids=[50 + i for i in range(len(shown))],
+            token_bytes=[token.encode() for token in shown],
+        )
+        if self.job.sampling.HasField("prompt_logprobs"):
+            count = self.job.sampling.prompt_logprobs
+            scored = range(1, len(shown))
+            prompt.logprobs.extend(_logprob(i) for i in scored)
+            prompt.ranks.extend(count + 1 for _ in scored)
+            details = _details(shown[1:], 1, count)
+            prompt.top_counts.extend(details.top_counts)
+            prompt.top_token_ids.extend(details.top_token_ids)
+            prompt.top_token_bytes.extend(details.top_token_bytes)
+            prompt.top_logprobs.extend(details.top_logprobs)
+        self._executor.send(jobs.JobsResponse(tokens=jobs.JobTokenBatch(prompts=[prompt])))
+
+    def tool_call(
+        self, index: int, name: str = "", *arguments: str, choice: int = 0, call_id: str = ""
+    ) -> None:
+        """One call, or more of its arguments, a message each."""
+        deltas = [
+            jobs.ToolCallDelta(
+                handle=self.handle,
+                choice_index=choice,
+                call_index=index,
+                id=call_id if i == 0 else "",
+                name=name if i == 0 else "",
+                arguments=piece,
+            )
+            for i, piece in enumerate(arguments or ("",))
+        ]
+        for delta in deltas:
+            batch = jobs.JobTokenBatch(tool_calls=[delta])
+            self._executor.send(jobs.JobsResponse(tokens=batch))
 
     def finish(
         self,
@@ -92,6 +137,22 @@ class FakeJob:
         self._executor.send(jobs.JobsResponse(tokens=jobs.JobTokenBatch(finished=[finished])))
 
 
+def _logprob(position: int) -> float:
+    """A number that fp32 holds exactly, another one for every position."""
+    return -0.25 * (position + 1)
+
+
+def _details(texts: Sequence[str], first: int, count: int) -> jobs.TokenDetails:
+    """`count` alternatives a token, none of which is the token."""
+    details = jobs.TokenDetails(token_bytes=[text.encode() for text in texts])
+    for i in range(len(texts)):
+        details.top_counts.append(count)
+        details.top_token_ids.extend(80 + k for k in range(count))
+        details.top_token_bytes.extend(f"alt{k}".encode() for k in range(count))
+        details.top_logprobs.extend(_logprob(first + i) + 0.125 * (count - k) for k in range(count))
+    return details
+
+
 async def say_hello(job: FakeJob) -> None:
     """The usual script: every choice says WORDS, one token a message, and stops."""
     job.admit()
@@ -109,6 +170,11 @@ class FakeJobExecutor(JobExecutorServiceServicer):
         self.script: Script = say_hello
         self.jobs: asyncio.Queue[FakeJob] = asyncio.Queue()
         self.streams_open = 0
+        self.tokenize_requests: list[jobs.TokenizeRequest] = []
+        self.tokenize_error: errors.DeepFlowError | None = None
+        # Tokenize answers while it is set.
+        self.tokenizes = asyncio.Event()
+        self.tokenizes.set()
         self.member = cluster.Member(
             id=name,
             kind=types.MEMBER_KIND_JOB_EXECUTOR,
@@ -151,6 +217,23 @@ class FakeJobExecutor(JobExecutorServiceServicer):
                 yield await self._outbox.get()
         finally:
             self.streams_open -= 1
+
+    async def Tokenize(self, request: jobs.TokenizeRequest, context: Any) -> jobs.TokenizeResponse:
+        """One token a character of the text, or of the last message."""
+        self.tokenize_requests.append(request)
+        await self.tokenizes.wait()
+        if self.tokenize_error is not None:
+            raise self.tokenize_error
+        is_text = request.WhichOneof("input") == "text"
+        text = request.text if is_text else request.chat.messages[-1].content
+        return jobs.TokenizeResponse(
+            token_ids=[ord(character) for character in text], tokens=list(text), max_tokens=4096
+        )
+
+    async def Detokenize(
+        self, request: jobs.DetokenizeRequest, context: Any
+    ) -> jobs.DetokenizeResponse:
+        return jobs.DetokenizeResponse(text="".join(map(chr, request.token_ids)))
 
     async def _listen(self, requests: AsyncIterator[jobs.JobsRequest]) -> None:
         async for request in requests:
@@ -241,6 +324,12 @@ async def gateway_stand(
 
 def client(stand: GatewayStand) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=stand.url, timeout=DEADLINE_SECONDS)
+
+
+def openai_client(stand: GatewayStand) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(
+        base_url=f"{stand.url}/v1", api_key="none", max_retries=0, timeout=DEADLINE_SECONDS
+    )
 
 
 def chat(**more: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +121,26 @@ class FakeTaskExecutor(TaskExecutorServiceServicer):
         return list(self.tasks.items())[number - 1]
 
 
+# A token's bytes, and its alternatives: id, bytes and logprob of each.
+TokenDetail = tuple[bytes, list[tuple[int, bytes, float]]]
+
+
+def split_details(details: jobs_pb2.TokenDetails) -> list[TokenDetail]:
+    """By token; the columns must be used up."""
+    columns = (details.top_token_ids, details.top_token_bytes, details.top_logprobs)
+    tops = iter(list(zip(*columns, strict=True)))
+    pairs = zip(details.token_bytes, details.top_counts, strict=True)
+    tokens = [(content, list(islice(tops, count))) for content, count in pairs]
+    assert next(tops, None) is None
+    return tokens
+
+
 class Gateway:
     """One Jobs stream; keeps what arrives, by kind and by choice."""
 
     def __init__(self, address: str) -> None:
         self._peer = rpc.Peer(address, TOKEN)
+        self.stub = JobExecutorServiceStub(self._peer.channel)
         self._call: Any = None
         self._reader: asyncio.Task[None] | None = None
         self.welcome = jobs_pb2.JobsWelcome()
@@ -134,11 +150,13 @@ class Gateway:
         self.token_ids: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
         self.finished: dict[tuple[int, int], jobs_pb2.ChoiceFinished] = {}
         self.incarnations: set[int] = set()
+        self.details: defaultdict[tuple[int, int], list[TokenDetail]] = defaultdict(list)
+        self.prompts: dict[tuple[int, int], jobs_pb2.ChoicePrompt] = {}
+        self.calls: defaultdict[tuple[int, int], list[jobs_pb2.ToolCallDelta]] = defaultdict(list)
         self.failure: grpc.aio.AioRpcError | None = None
 
     async def open(self, *, say_hello: bool = True) -> None:
-        stub = JobExecutorServiceStub(self._peer.channel)
-        self._call = stub.Jobs(metadata=self._peer.metadata)
+        self._call = self.stub.Jobs(metadata=self._peer.metadata)
         if say_hello:
             await self.send(hello=jobs_pb2.JobsHello(gateway_id="gw-1", incarnation=1))
             self.welcome = (await self._call.read()).welcome
@@ -152,6 +170,10 @@ class Gateway:
         if self._call is not None:
             self._call.cancel()
         await self._peer.close()
+
+    async def call(self, method: Any, request: Any) -> Any:
+        """One unary call; raises the error that the job executor answers with."""
+        return await self._peer.call(method, request, timeout_seconds=SECONDS)
 
     async def send(self, **kind: Any) -> None:
         await self._call.write(jobs_pb2.JobsRequest(**kind))
@@ -203,6 +225,15 @@ class Gateway:
 
     def _note_tokens(self, batch: jobs_pb2.JobTokenBatch) -> None:
         assert len(batch.token_ids) == len(batch.texts) == len(batch.logprobs)
+        for prompt in batch.prompts:
+            key = (prompt.handle, prompt.choice_index)
+            assert key not in self.prompts and not self.token_ids[key], "a prompt comes once, first"
+            self.prompts[key] = prompt
+        for details in batch.details:
+            entry = details.entry
+            assert len(details.token_bytes) == batch.token_counts[entry]
+            key = (batch.handles[entry], batch.choice_indexes[entry])
+            self.details[key] += split_details(details)
         position = 0
         for handle, choice, first, count, incarnation in zip(
             batch.handles,
@@ -221,10 +252,21 @@ class Gateway:
             self.texts[key] += batch.texts[position:end]
             self.incarnations.add(incarnation)
             position = end
+        for delta in batch.tool_calls:
+            self._note_call(delta)
         for finished in batch.finished:
             key = (finished.handle, finished.choice_index)
             assert key not in self.finished, "an end was told twice"
             self.finished[key] = finished
+
+    def _note_call(self, delta: jobs_pb2.ToolCallDelta) -> None:
+        calls = self.calls[delta.handle, delta.choice_index]
+        if delta.call_index == len(calls):
+            assert delta.id and delta.name, "a call begins with its id and name"
+            calls.append(delta)
+        else:
+            assert delta.call_index == len(calls) - 1 and not delta.id and not delta.name
+            calls[-1].arguments += delta.arguments
 
 
 def make_job(
@@ -255,6 +297,7 @@ class Rig:
                 context_length=256, vocab_size=420, model_revision="1", has_chat_template=True
             ),
         )
+        self.tokens_max = 200  # of every task executor that is shown
         self._version = 0
 
     async def show(
@@ -273,7 +316,7 @@ class Rig:
             cluster_pb2.ClusterView(
                 term=1,
                 version=self._version,
-                members=[_member(executor) for executor in executors],
+                members=[_member(executor, self.tokens_max) for executor in executors],
                 deployments=chosen,
             )
         )
@@ -288,7 +331,7 @@ class Rig:
         return gateway
 
 
-def _member(executor: FakeTaskExecutor) -> cluster_pb2.Member:
+def _member(executor: FakeTaskExecutor, tokens_max: int) -> cluster_pb2.Member:
     return cluster_pb2.Member(
         id=executor.id,
         kind=types.MEMBER_KIND_TASK_EXECUTOR,
@@ -296,7 +339,7 @@ def _member(executor: FakeTaskExecutor) -> cluster_pb2.Member:
         address=executor.address,
         state=types.LIFECYCLE_STATE_READY,
         deployment="demo",
-        capabilities=cluster_pb2.Capabilities(max_tokens=200),
+        capabilities=cluster_pb2.Capabilities(max_tokens=tokens_max),
     )
 
 

@@ -12,10 +12,12 @@ import pytest
 from deepflow.bus import Bus
 from deepflow.errors import Internal, to_proto
 from deepflow.v1 import events_pb2 as events
+from deepflow.v1 import jobs_pb2 as jobs
 from deepflow.v1 import types_pb2 as types
 from services.gateway.config import GatewayConfig
 from services.gateway.http.exchange import Exchange
 from services.gateway.server import GatewayServer
+from services.gateway.streaming.whole import WholeAnswer
 from tests.integration.gateway_support import (
     WORDS,
     FakeJob,
@@ -24,6 +26,7 @@ from tests.integration.gateway_support import (
     chat,
     client,
     gateway_stand,
+    say_hello,
 )
 from tests.servers import nats_server, until
 
@@ -304,6 +307,42 @@ async def test_an_unexpected_exception_is_a_500_in_shape(
     assert response.status_code == 500
     assert response.headers["x-request-id"] == "mine"
     assert response.json()["error"]["type"] == "server_error"
+    assert (await http.post(CHAT, json=chat())).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        jobs.JobTokenBatch(handles=[1], choice_indexes=[0], first_token_indexes=[0]),
+        jobs.JobTokenBatch(details=[jobs.TokenDetails(entry=9)]),
+    ],
+    ids=["columns of unequal length", "details of no entry"],
+)
+async def test_a_batch_that_cannot_be_read_ends_its_stream_and_the_next_one_works(
+    stand: GatewayStand, http: httpx.AsyncClient, batch: jobs.JobTokenBatch
+) -> None:
+    async def break_the_contract(job: FakeJob) -> None:
+        job.admit()
+        stand.executor.send(jobs.JobsResponse(tokens=batch))
+
+    stand.executor.script = break_the_contract
+    response = await http.post(CHAT, json=chat())
+    check_unavailable(response, "job_executor_lost")
+    stand.executor.script = say_hello
+    await stand.until_links(1)
+    assert (await http.post(CHAT, json=chat())).status_code == 200
+
+
+async def test_an_error_of_our_own_in_reading_a_stream_ends_only_that_stream(
+    stand: GatewayStand, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_self: WholeAnswer, *_arguments: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(WholeAnswer, "tokens", broken)
+        assert (await http.post(CHAT, json=chat())).status_code == 503
+    await stand.until_links(1)
     assert (await http.post(CHAT, json=chat())).status_code == 200
 
 

@@ -67,6 +67,27 @@ async def test_chat_as_a_stream(client: openai.AsyncOpenAI) -> None:
     assert chunks[-1].usage.completion_tokens == len(WORDS)
 
 
+async def test_an_answer_says_where_it_came_from_and_what_it_cost(
+    client: openai.AsyncOpenAI,
+) -> None:
+    headers = {"x-request-id": "mine:1"}
+    whole = await client.chat.completions.create(
+        model=MODEL, messages=MESSAGES, extra_headers=headers
+    )
+    assert whole._request_id == "mine:1" and whole.model == MODEL
+    assert whole.system_fingerprint and whole.id.startswith("chatcmpl-")
+    assert whole.usage is not None and whole.usage.prompt_tokens_details is not None
+    assert whole.usage.prompt_tokens_details.cached_tokens == 4
+    stream = await client.completions.create(
+        model=MODEL, prompt="x", n=2, stream=True, stream_options={"include_usage": True}
+    )
+    *chunks, last = [chunk async for chunk in stream]
+    assert {c.system_fingerprint for c in chunks} == {whole.system_fingerprint}
+    assert all(chunk.usage is None for chunk in chunks)
+    assert last.choices == [] and last.usage is not None
+    assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (7, 2 * len(WORDS))
+
+
 async def test_completions_of_several_prompts(client: openai.AsyncOpenAI) -> None:
     answer = await client.completions.create(model=MODEL, prompt=["a", "b"], n=2)
     assert [c.index for c in answer.choices] == [0, 1, 2, 3]
@@ -101,6 +122,7 @@ async def test_the_blocking_client(stand: GatewayStand) -> None:
     [
         (InvalidRequest("too long", param="messages"), openai.BadRequestError, 400),
         (RateLimited("slow down", retry_after_seconds=3), openai.RateLimitError, 429),
+        (RateLimited("slow down"), openai.RateLimitError, 429),
         (Unavailable("full"), openai.InternalServerError, 503),
     ],
 )

@@ -89,7 +89,9 @@ class JobExecutor:
         return reply.capabilities
 
     async def submit(self, handle: int, prompt: list[int], max_tokens: int, **extra: Any) -> None:
-        sampling = types.SamplingParams(max_tokens=max_tokens, top_p=1.0, ignore_eos=True)
+        sampling = types.SamplingParams(
+            max_tokens=max_tokens, temperature=0.0, ignore_eos=True
+        )
         task = tasks_pb2.Task(
             id=f"task-{handle}", model="m", sampling=sampling, prompt_token_ids=prompt, **extra
         )

@@ -54,8 +54,12 @@ class AttentionStep(ABC):
         keys: "torch.Tensor",  # [tokens, kv_heads, head_dim]
         values: "torch.Tensor",  # likewise
         kv: LayerKv,
+        window: int | None,  # how many tokens back a token sees, itself included
     ) -> "torch.Tensor":
         """Write keys and values to their slots, then attend causally: [tokens, heads, head_dim].
+
+        No window: every token back to the first. What layers of one window share is worked out
+        once.
 
         A block written from its first slot on is wiped before: a NaN that an earlier owner left
         there would reach the new one through masked positions.
@@ -71,8 +75,8 @@ class Device(ABC):
     dtype: "torch.dtype"  # weights, activations and KV
 
     @abstractmethod
-    def kv_bytes_available(self) -> int:
-        """Bytes that KV may take by default, asked after the weights are loaded."""
+    def memory_available(self) -> int:
+        """Bytes that this process may still take where weights and KV lie."""
 
     @abstractmethod
     def build_kv(self, shape: KvShape) -> list[LayerKv]:

@@ -1,9 +1,9 @@
 """Every device by name; listing them imports nothing heavy."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
+from deepflow.core.devices import CPU_DTYPES
 from services.task_executor.devices.base import Device
 from services.task_executor.devices.emulated.profiles import (
     ASCEND_910B,
@@ -31,23 +31,29 @@ class Registry(Generic[Entry]):
         return list(self._entries)
 
 
+class OpenDevice(Protocol):
+    def __call__(self, threads: int | None, dtype: str = "") -> Device:
+        """Imports torch, sets its number of CPU threads; an empty dtype is the best one."""
+
+
 @dataclass(frozen=True, slots=True)
 class TorchDevice:
-    """A device that torch drives; `open` imports it and sets its number of CPU threads."""
+    """A device that torch drives."""
 
-    open: Callable[[int | None], Device]
+    open: OpenDevice
+    dtypes: tuple[str, ...]  # what it computes in, the best one first
 
 
-def _open_cpu(threads: int | None) -> Device:
+def _open_cpu(threads: int | None, dtype: str = "") -> Device:
     from services.task_executor.devices.cpu.device import CpuDevice  # imports torch
 
-    return CpuDevice(threads)
+    return CpuDevice(threads, dtype or CPU_DTYPES[0])
 
 
 DEVICES: Registry[TorchDevice | AcceleratorProfile] = Registry(
     "device",
     {
-        "cpu": TorchDevice(_open_cpu),
+        "cpu": TorchDevice(_open_cpu, CPU_DTYPES),
         **{f"emulated:{profile.name}": profile for profile in (ZERO, ASCEND_910B, H200)},
     },
 )

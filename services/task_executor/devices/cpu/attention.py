@@ -2,9 +2,11 @@
 
 Entries with one token (decodes) run in groups of like length, one padded SDPA a group; an entry
 with several tokens (a prefill chunk) runs alone. Padding reads the trash block, which nobody
-writes, so a row's result depends on its own context only.
+writes, so a row's result depends on its own context only. A window leaves out the blocks that no
+token of the entry sees; masks are made once a step for each distinct window.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +22,7 @@ GROUP_SPREAD_MAX = 2
 class _DecodeGroup:
     tokens: torch.Tensor  # int64 [n]: which tokens of the step
     blocks: torch.Tensor  # int64 [n * group_blocks], padded with the trash block
-    mask: torch.Tensor  # bool [n, 1, 1, keys]: is the key part of the context?
+    mask: torch.Tensor  # bool [n, 1, 1, keys]: does the token see the key?
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,22 +33,39 @@ class _Chunk:
     mask: torch.Tensor  # bool [tokens, keys]: causal, keys in front of the chunk included
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What all layers of one window share."""
+
+    decodes: list[_DecodeGroup]
+    chunks: list[_Chunk]
+
+
 class CpuAttentionStep(AttentionStep):
     def __init__(self, inputs: AttentionInputs) -> None:
         slots, size = inputs.slots, inputs.block_size
         self._slots = slots
         self._fresh_blocks = slots[slots % size == 0] // size
-        self._decodes, self._chunks = _split(inputs)
+        self._inputs = inputs
+        self._work: dict[int | None, _Work] = {}
 
     def __call__(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, kv: LayerKv
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        kv: LayerKv,
+        window: int | None,
     ) -> torch.Tensor:
+        if window not in self._work:
+            self._work[window] = _split(self._inputs, window)
+        work = self._work[window]
         self._write(kv.keys, keys)
         self._write(kv.values, values)
         output = torch.empty_like(queries)
-        for group in self._decodes:
+        for group in work.decodes:
             output[group.tokens] = _attend_group(group, queries[group.tokens], kv)
-        for chunk in self._chunks:
+        for chunk in work.chunks:
             output[chunk.first : chunk.last] = _attend_chunk(
                 chunk, queries[chunk.first : chunk.last], kv
             )
@@ -92,7 +111,7 @@ def _gather(cache: torch.Tensor, blocks: torch.Tensor, count: int) -> torch.Tens
     return picked.view(count, -1, *cache.shape[2:]).transpose(1, 2)
 
 
-def _split(inputs: AttentionInputs) -> tuple[list[_DecodeGroup], list[_Chunk]]:
+def _split(inputs: AttentionInputs, window: int | None) -> _Work:
     decodes: list[tuple[int, int]] = []  # (entry, its token)
     chunks: list[_Chunk] = []
     token = 0
@@ -100,50 +119,72 @@ def _split(inputs: AttentionInputs) -> tuple[list[_DecodeGroup], list[_Chunk]]:
         if count == 1:
             decodes.append((entry, token))
         else:
-            chunks.append(_make_chunk(inputs, entry, token))
+            chunks.append(_make_chunk(inputs, entry, token, window))
         token += count
-    decodes.sort(key=lambda decode: inputs.lengths[decode[0]])
-    groups = [_make_group(inputs, members) for members in _by_length(inputs, decodes)]
-    return groups, chunks
+    # How many keys the last token of each entry sees.
+    seen = inputs.lengths if window is None else [min(it, window) for it in inputs.lengths]
+    decodes.sort(key=lambda decode: seen[decode[0]])
+    return _Work([_make_group(inputs, it, seen) for it in _by_width(decodes, seen)], chunks)
 
 
-def _by_length(
-    inputs: AttentionInputs, decodes: list[tuple[int, int]]
-) -> list[list[tuple[int, int]]]:
-    """Cut the sorted decodes where padding to the longest would cost too much."""
+def _by_width(decodes: list[tuple[int, int]], seen: Sequence[int]) -> list[list[tuple[int, int]]]:
+    """Cut the sorted decodes where padding to the widest would cost too much."""
     groups: list[list[tuple[int, int]]] = []
-    shortest = 0
+    narrowest = 0
     for decode in decodes:
-        length = inputs.lengths[decode[0]]
-        if not groups or length > GROUP_SPREAD_MAX * shortest:
+        width = seen[decode[0]]
+        if not groups or width > GROUP_SPREAD_MAX * narrowest:
             groups.append([])
-            shortest = length
+            narrowest = width
         groups[-1].append(decode)
     return groups
 
 
-def _make_group(inputs: AttentionInputs, members: list[tuple[int, int]]) -> _DecodeGroup:
-    block_size = inputs.block_size
-    lengths = torch.tensor([inputs.lengths[entry] for entry, _ in members])
-    width = -(-int(lengths.max()) // block_size)
-    tables = inputs.block_tables[[entry for entry, _ in members], :width].long()
+def _make_group(
+    inputs: AttentionInputs, members: list[tuple[int, int]], seen: Sequence[int]
+) -> _DecodeGroup:
+    size = inputs.block_size
+    entries = [entry for entry, _ in members]
+    tables = inputs.block_tables[entries]
+    ends = torch.tensor([inputs.lengths[entry] for entry in entries])[:, None]
+    starts = torch.tensor([inputs.lengths[entry] - seen[entry] for entry in entries])[:, None]
+    is_cut = bool(starts.any())
+    if is_cut:  # count blocks and keys from the first block that is seen
+        skipped = starts // size
+        tables = _shifted(tables, skipped)
+        starts, ends = starts - skipped * size, ends - skipped * size
+    width = -(-int(ends.max()) // size)
     # Blocks that are held but not yet written are padding too.
-    is_used = torch.arange(width) * block_size < lengths[:, None]
-    mask = torch.arange(width * block_size) < lengths[:, None]
+    is_used = torch.arange(width) * size < ends
+    keys = torch.arange(width * size)
+    mask = keys < ends
+    if is_cut:
+        mask &= starts <= keys
     return _DecodeGroup(
         tokens=torch.tensor([token for _, token in members]),
-        blocks=(tables * is_used).flatten(),  # 0 is the trash block
+        blocks=(tables[:, :width].long() * is_used).flatten(),  # 0 is the trash block
         mask=mask[:, None, None, :],
     )
 
 
-def _make_chunk(inputs: AttentionInputs, entry: int, first: int) -> _Chunk:
-    count, length = inputs.counts[entry], inputs.lengths[entry]
-    width = -(-length // inputs.block_size)
-    positions = torch.arange(length - count, length)
+def _shifted(tables: torch.Tensor, skipped: torch.Tensor) -> torch.Tensor:
+    """Each row without its first blocks; what follows its last one is of no meaning."""
+    last = tables.shape[1] - 1
+    return tables.gather(1, (skipped + torch.arange(last + 1)).clamp(max=last))
+
+
+def _make_chunk(inputs: AttentionInputs, entry: int, first: int, window: int | None) -> _Chunk:
+    count, length, size = inputs.counts[entry], inputs.lengths[entry], inputs.block_size
+    first_seen = 0 if window is None else max(0, length - count + 1 - window)
+    first_block = first_seen // size
+    positions = torch.arange(length - count, length)[:, None]
+    keys = torch.arange(first_block * size, length)
+    mask = keys <= positions
+    if window is not None:
+        mask &= keys > positions - window
     return _Chunk(
         first=first,
         last=first + count,
-        blocks=inputs.block_tables[entry, :width].long(),
-        mask=torch.arange(length) <= positions[:, None],
+        blocks=inputs.block_tables[entry, first_block : -(-length // size)].long(),
+        mask=mask,
     )

@@ -1,7 +1,6 @@
-"""The CPU through torch: fp32, packed oneDNN linears, attention by gather and SDPA."""
+"""The CPU through torch: fp32 or bf16, packed oneDNN linears, attention by gather and SDPA."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -14,25 +13,23 @@ from services.task_executor.devices.base import (
     LayerKv,
 )
 from services.task_executor.devices.cpu.attention import CpuAttentionStep
+from services.task_executor.devices.cpu.memory import memory_available
 
-KV_BYTES_DEFAULT = 1 << 30
 ALIGNMENT = 2 << 20
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 class CpuDevice(Device):
     name = "cpu"
     block_size = 16
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, dtype: str = "float32") -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         self.torch_device = torch.device("cpu")
-        # bf16 linears without AVX-512-BF16 are far slower than fp32: convert once, at load.
-        self.dtype = torch.float32
+        self.dtype: torch.dtype = getattr(torch, dtype)
 
-    def kv_bytes_available(self) -> int:
-        return min(KV_BYTES_DEFAULT, memory_available() // 4)
+    def memory_available(self) -> int:
+        return memory_available()
 
     def build_kv(self, shape: KvShape) -> list[LayerKv]:
         def zeros() -> torch.Tensor:
@@ -46,9 +43,16 @@ class CpuDevice(Device):
     def pack_linear(
         self, weight: torch.Tensor, bias: torch.Tensor | None = None
     ) -> Callable[[torch.Tensor], torch.Tensor]:
-        if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        if _can_pack(weight.dtype):
             return OneDnnLinear(weight, bias)
         return PlainLinear(weight, bias)
+
+
+def _can_pack(dtype: torch.dtype) -> bool:
+    """oneDNN needs instructions for bf16 that not every CPU has."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class PlainLinear:
@@ -79,26 +83,3 @@ def aligned_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     buffer = torch.zeros(length + ALIGNMENT, dtype=torch.uint8)
     offset = -buffer.data_ptr() % ALIGNMENT
     return buffer[offset : offset + length].view(dtype).view(shape)
-
-
-def memory_available() -> int:
-    """What the machine has left, or the container where that is less."""
-    available = _meminfo_available()
-    limit, used = _read_int(_CGROUP / "memory.max"), _read_int(_CGROUP / "memory.current")
-    if limit is not None and used is not None:
-        available = min(available, max(0, limit - used))
-    return available
-
-
-def _meminfo_available() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/meminfo names no MemAvailable")
-
-
-def _read_int(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):  # no such cgroup file, or "max"
-        return None

@@ -9,7 +9,7 @@ swapped, stale or foreign block changes the sum and with it the next token; the 
 import numpy as np
 import numpy.typing as npt
 
-from services.task_executor.devices.emulated.mixing import I64, U64, mix
+from deepflow.core.mixing import I64, U64, mix
 
 _TOKEN_STEP = np.uint64(0x9FB21C651E98DF25)
 _BASE = 0xD6E8FEB86659FD93  # odd and 3 modulo 8: its powers repeat only after 2**62
