@@ -4,7 +4,13 @@ The KV of a position hashes its token and the KV before it, read through the blo
 token hashes the KV of the whole context. So an answer is right only if every block was.
 """
 
-from services.task_executor.flowserve.plan import TRASH_BLOCK, StepPlan, StepResult
+from services.task_executor.flowserve.messages import PromptLogprobs, TopLogprobs
+from services.task_executor.flowserve.plan import (
+    TRASH_BLOCK,
+    AdmittedSequence,
+    StepPlan,
+    StepResult,
+)
 
 VOCAB_SIZE = 50
 DRAWN_SIZE = 40  # tokens from here on are never drawn
@@ -17,8 +23,10 @@ class DeviceFault(RuntimeError):
 
 
 class _Row:
-    def __init__(self, token_ids: list[int]) -> None:
-        self.token_ids = list(token_ids)
+    def __init__(self, sequence: AdmittedSequence) -> None:
+        self.token_ids = list(sequence.token_ids)
+        self.prompt_length = sequence.prompt_length
+        self.sampling = sequence.sampling
         self.blocks: list[int] = []
         self.computed = 0
 
@@ -53,7 +61,7 @@ class FingerprintExecutor:
             self.rows.pop(row, None)
         for sequence in plan.admitted:
             assert sequence.row not in self.rows, "a row is admitted twice"
-            self.rows[sequence.row] = _Row(sequence.token_ids)
+            self.rows[sequence.row] = _Row(sequence)
         for row, blocks in plan.new_blocks:
             assert TRASH_BLOCK not in blocks
             self.rows[row].blocks += blocks
@@ -64,6 +72,8 @@ class FingerprintExecutor:
         for position in range(start, start + count):
             self._write(state, position)
         state.computed = start + count
+        if state.sampling.prompt_logprobs is not None:
+            self._score(row, start, result)
         if not samples:
             return
         assert state.computed == len(state.token_ids)
@@ -75,6 +85,36 @@ class FingerprintExecutor:
         result.rows.append(row)
         result.token_ids.append(token)
         result.logprobs.append(-float(token))
+        self._rank(state, token, result)
+
+    def _score(self, row: int, start: int, result: StepResult) -> None:
+        """Every prompt token that follows one of this chunk; the scores tell tokens and places."""
+        state = self.rows[row]
+        first, end = start + 1, min(state.computed + 1, state.prompt_length)
+        if first >= end:
+            return
+        places, width = range(first, end), state.sampling.prompt_logprobs or 0
+        result.prompt_logprobs.append(
+            PromptLogprobs(
+                row,
+                first,
+                [-float(state.token_ids[place]) for place in places],
+                list(places),
+                [1000 * place + i for place in places for i in range(width)],
+                [-float(i) for _ in places for i in range(width)],
+            )
+        )
+
+    def _rank(self, state: _Row, token: int, result: StepResult) -> None:
+        count = state.sampling.logprobs or 0
+        if not count:
+            return
+        if result.tops is None:
+            result.tops = TopLogprobs([], [], [], [])
+        result.tops.positions.append(len(result.rows) - 1)
+        result.tops.counts.append(count)
+        result.tops.token_ids += [token + i for i in range(count)]
+        result.tops.logprobs += [-float(i) for i in range(count)]
 
     def _write(self, state: _Row, position: int) -> None:
         before = self._read(state, position - 1) if position else 0

@@ -39,6 +39,8 @@ class Harness:
         self.answers: dict[int, list[int]] = {}
         self.finished: dict[int, Finished] = {}
         self.accepted: list[int] = []
+        self.scored: dict[int, int] = {}  # prompt tokens with a log probability, and the first
+        self.tops: dict[int, list[list[int]]] = {}
         self.preserved: set[bytes] = set()  # as told by the KV changes
 
     def submit(
@@ -52,15 +54,17 @@ class Harness:
         ignore_eos: bool = True,
         temperature: float = 0.0,
         top_p: float = 1.0,
+        **changes: Any,
     ) -> int:
         handle = len(self.submitted)
         sampling = SamplingParams(
-            max_tokens, temperature=temperature, top_p=top_p, ignore_eos=ignore_eos
+            max_tokens, temperature=temperature, top_p=top_p, ignore_eos=ignore_eos, **changes
         )
         resume = resume or []
         message = Submit(handle, prompt, sampling, resume, 0, salt, priority)
         self.submitted[handle] = message
         self.answers[handle] = list(resume)
+        self.scored[handle] = 1
         self.scheduler.submit(message)
         return handle
 
@@ -79,7 +83,9 @@ class Harness:
         output = self.scheduler.take_output()
         if output is not None:
             self.accepted += output.accepted
+            self._take_scores(output)
             self._take_tokens(output)
+            self._take_tops(output)
             self._take_changes(output)
             for finished in output.finished:
                 assert finished.handle not in self.finished, "a sequence ends twice"
@@ -113,8 +119,41 @@ class Harness:
         columns = zip(output.handles, output.first_indexes, output.token_ids, strict=True)
         for handle, first_index, token in columns:
             assert first_index == len(self.answers[handle]), "a token is lost or repeated"
+            self._require_scores(handle)
             self.answers[handle].append(token)
         assert output.logprobs == [-float(token) for token in output.token_ids]
+
+    def _take_scores(self, output: StepOutput) -> None:
+        for report in output.prompt_logprobs:
+            message = self.submitted[report.handle]
+            first, end = report.first_position, report.first_position + len(report.logprobs)
+            assert first == self.scored[report.handle], "a score is lost or repeated"
+            assert first < end <= len(message.prompt_token_ids)
+            assert report.logprobs == [-float(t) for t in message.prompt_token_ids[first:end]]
+            assert report.ranks == list(range(first, end))
+            width = message.sampling.prompt_logprobs
+            assert width is not None
+            ids = [1000 * place + i for place in range(first, end) for i in range(width)]
+            assert report.top_token_ids == ids
+            assert len(report.top_logprobs) == len(ids)
+            self.scored[report.handle] = end
+
+    def _require_scores(self, handle: int) -> None:
+        message = self.submitted[handle]
+        if message.sampling.prompt_logprobs is not None:
+            assert self.scored[handle] == len(message.prompt_token_ids), "a token came before"
+
+    def _take_tops(self, output: StepOutput) -> None:
+        if output.tops is None:
+            return
+        first = 0
+        for position, count in zip(output.tops.positions, output.tops.counts, strict=True):
+            ids = output.tops.token_ids[first : first + count]
+            first += count
+            handle, token = output.handles[position], output.token_ids[position]
+            assert count == self.submitted[handle].sampling.logprobs and ids[0] == token
+            self.tops.setdefault(handle, []).append(ids)
+        assert first == len(output.tops.token_ids) == len(output.tops.logprobs)
 
     def _take_changes(self, output: StepOutput) -> None:
         for change in output.kv_changes:

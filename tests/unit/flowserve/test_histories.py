@@ -31,11 +31,13 @@ class Histories(RuleBasedStateMachine):
 
     @rule(
         prompt=prompts,
-        max_tokens=st.integers(1, 20),
+        max_tokens=st.integers(0, 20),
         salt=st.sampled_from([b"", b"tenant"]),
         priority=st.integers(-1, 1),
         ignore_eos=st.booleans(),
         temperature=st.sampled_from([0.0, 1.0]),
+        logprobs=st.sampled_from([None, 0, 2]),
+        prompt_logprobs=st.sampled_from([None, 0, 2]),
     )
     def submit(
         self,
@@ -45,6 +47,8 @@ class Histories(RuleBasedStateMachine):
         priority: int,
         ignore_eos: bool,
         temperature: float,
+        logprobs: int | None,
+        prompt_logprobs: int | None,
     ) -> None:
         self.harness.submit(
             prompt,
@@ -53,6 +57,8 @@ class Histories(RuleBasedStateMachine):
             priority=priority,
             ignore_eos=ignore_eos,
             temperature=temperature,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
         )
 
     @rule(prompt=prompts, max_tokens=st.integers(2, 20), data=st.data())
@@ -99,6 +105,7 @@ class Histories(RuleBasedStateMachine):
                 assert finished.reason in ("error", "cancelled")
             elif finished and handle not in self.disturbed:
                 assert answer == expected and finished.reason in ("stop", "length")
+                self._require_details(handle)
             if finished:
                 assert finished.completion_tokens == len(answer)
 
@@ -112,6 +119,14 @@ class Histories(RuleBasedStateMachine):
         assert scheduler.num_waiting == scheduler.num_running == 0
         assert cache.num_available == self.harness.config.usable_blocks
         cache.check([])
+
+    def _require_details(self, handle: int) -> None:
+        sampling = self.harness.submitted[handle].sampling
+        if sampling.prompt_logprobs is not None:
+            prompt = self.harness.submitted[handle].prompt_token_ids
+            assert self.harness.scored[handle] == len(prompt)
+        num_tops = len(self.harness.tops.get(handle, []))
+        assert num_tops == (len(self.harness.answers[handle]) if sampling.logprobs else 0)
 
     def _expect(self, handle: int) -> list[int]:
         if handle not in self.expected:

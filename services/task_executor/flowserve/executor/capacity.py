@@ -2,16 +2,31 @@
 
 from dataclasses import dataclass
 
-from deepflow.core.model_spec import ModelSpec, model_revision
-from services.task_executor.devices.base import Device
+from deepflow.core.model_spec import DTYPE_BYTES, ModelSpec, model_revision
+from deepflow.core.sizes import MIB, format_bytes
 from services.task_executor.flowserve.config import EngineConfig
+from services.task_executor.flowserve.executor.memory import (
+    KV_BLOCKS_DEFAULT_MAX,
+    Demand,
+    Footprint,
+    MemoryPlan,
+    blocks_for,
+)
 from services.task_executor.flowserve.messages import Load
 
-# More only makes the prefix index large: a million tokens in blocks of 16.
-KV_BLOCKS_DEFAULT_MAX = 65_536
 MAX_WAITING_DEFAULT = 4096
 KV_LAYOUT = "blocks-tokens-heads-dim"
 EMULATED_LAYOUT = "fingerprints"
+# Emulated blocks take real memory too, though little: eight bytes a token.
+NOMINAL_BLOCKS_MAX = 1 << 22
+# Tensors of fp32 over the vocabulary that drawing the tokens of one step holds at once.
+LOGITS_COPIES = 6
+# Positions of prompts whose logits exist at a time where they are scored; `prompt_scores`.
+SCORED_POSITIONS = 32
+# Scratch memory of the libraries, and what their allocators keep; measured 60 to 90 MiB.
+LIBRARY_BYTES = 96 * MIB
+# A weight as stored, as converted and as packed, for a moment.
+LOAD_COPIES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +46,10 @@ class Settings:
     block_size: int
     max_sequences: int
     max_step_tokens: int
-    max_tokens: int
+    max_tokens: int | None = None  # None = as many as the model and the memory allow
     max_waiting: int = MAX_WAITING_DEFAULT
     kv_blocks: int | None = None
+    kv_bytes: int | None = None
     cpu_threads: int | None = None
 
     @classmethod
@@ -52,6 +68,8 @@ class Settings:
                 f"setting max_tokens is {given['max_tokens']}, "
                 f"but the model's context holds {spec.context_length}"
             )
+        if given.get("max_tokens") == 1:
+            raise ValueError("setting max_tokens is 1, but must be 2 or more: a prompt, an answer")
         usual = {
             "block_size": block_size,
             "max_sequences": defaults.max_sequences,
@@ -59,48 +77,100 @@ class Settings:
             "max_step_tokens": max(
                 defaults.max_step_tokens, given.get("max_sequences", defaults.max_sequences)
             ),
-            "max_tokens": spec.context_length,
         }
         return cls(**(usual | given))
 
 
-@dataclass(frozen=True, slots=True)
-class KvMemory:
-    """KV as it will lie in memory; with the model it decides whose blocks are interchangeable."""
+def footprint(spec: ModelSpec, dtype: str, settings: Settings) -> Footprint:
+    """What the model takes on a device that packs its linears and gathers KV to attend."""
+    size = DTYPE_BYTES[dtype]
+    token = spec.kv_bytes_per_token(dtype)
+    return Footprint(
+        dtype=dtype,
+        weight_bytes=spec.weight_bytes(dtype),
+        working_bytes=LIBRARY_BYTES
+        + max(_step_bytes(spec, size, settings), _load_bytes(spec, size)),
+        block_bytes=token * settings.block_size,
+        gather_bytes=token * settings.block_size // spec.num_layers,
+    )
 
-    blocks: int
-    dtype: str
-    layout: str
+
+def _step_bytes(spec: ModelSpec, size: int, settings: Settings) -> int:
+    """Activations of the largest step, and the logits of a full batch or of a scored slice."""
+    width = 6 * spec.hidden_size + 3 * spec.intermediate_size + 2 * (spec.q_size + spec.kv_size)
+    rows = max(settings.max_sequences, SCORED_POSITIONS)
+    logits = rows * spec.vocab_size * 4 * LOGITS_COPIES
+    return settings.max_step_tokens * width * size + logits
 
 
-def kv_blocks_for_sequences(settings: Settings) -> int:
-    """Every row can grow to the end of the context, up to the default cap."""
+def _load_bytes(spec: ModelSpec, size: int) -> int:
+    largest = max(spec.embedding_parameters, 2 * spec.hidden_size * spec.intermediate_size)
+    return LOAD_COPIES * largest * size
+
+
+def memory_demand(spec: ModelSpec, dtypes: tuple[str, ...], settings: Settings) -> Demand:
+    """`dtypes`: the one asked for, then what else the device computes in."""
+    asked, *others = (footprint(spec, dtype, settings) for dtype in dtypes)
+    return Demand(
+        footprint=asked,
+        context_length=spec.context_length,
+        block_size=settings.block_size,
+        max_tokens=settings.max_tokens,
+        kv_bytes=settings.kv_bytes,
+        kv_blocks=settings.kv_blocks,
+        alternatives=tuple(others),
+    )
+
+
+def plan_nominal(spec: ModelSpec, dtype: str, settings: Settings) -> MemoryPlan:
+    """For a device that holds nothing real: every row can grow to the end of the context."""
+    block_bytes = spec.kv_bytes_per_token(dtype) * settings.block_size
+    asked = settings.max_tokens or spec.context_length
+    per_row = blocks_for(asked, settings.block_size) - 1
+    blocks = 1 + min(settings.max_sequences * per_row, KV_BLOCKS_DEFAULT_MAX - 1)
     if settings.kv_blocks is not None:
-        return settings.kv_blocks
-    blocks = settings.max_sequences * -(-settings.max_tokens // settings.block_size)
-    return 1 + min(blocks, KV_BLOCKS_DEFAULT_MAX - 1)
+        blocks = settings.kv_blocks
+    elif settings.kv_bytes is not None:
+        blocks = settings.kv_bytes // block_bytes
+    if blocks > NOMINAL_BLOCKS_MAX:
+        raise ValueError(
+            f"{blocks} KV blocks are asked for, but an emulated device has at most"
+            f" {NOMINAL_BLOCKS_MAX} ({format_bytes(NOMINAL_BLOCKS_MAX * block_bytes)} here)"
+        )
+    room = max(2, (blocks - 1) * settings.block_size)
+    return MemoryPlan(
+        kv_blocks=blocks,
+        max_tokens=settings.max_tokens or min(spec.context_length, room),
+        weight_bytes=spec.weight_bytes(dtype),
+        kv_bytes=blocks * block_bytes,
+        working_bytes=0,
+    )
 
 
-def kv_blocks_for_memory(settings: Settings, token_bytes: int, device: Device) -> int:
-    """token_bytes: K and V of one token over all layers."""
-    if settings.kv_blocks is not None:
-        return settings.kv_blocks
-    blocks = device.kv_bytes_available() // (token_bytes * settings.block_size)
-    return min(blocks, KV_BLOCKS_DEFAULT_MAX)
+def choose_dtype(asked: str, best: str, known: tuple[str, ...], device: str) -> str:
+    """Raises ValueError with the choices."""
+    if asked and asked not in known:
+        raise ValueError(
+            f"dtype {asked!r} cannot be computed on {device}; choices: {', '.join(known)}"
+        )
+    return asked or best
 
 
-def decide_config(load: Load, spec: ModelSpec, settings: Settings, kv: KvMemory) -> EngineConfig:
+def decide_config(
+    load: Load, spec: ModelSpec, settings: Settings, plan: MemoryPlan, *, dtype: str, layout: str
+) -> EngineConfig:
     return EngineConfig(
         block_size=settings.block_size,
-        kv_blocks=kv.blocks,
-        # A sequence longer than all blocks together could never finish.
-        max_tokens=min(settings.max_tokens, max(2, (kv.blocks - 1) * settings.block_size)),
+        kv_blocks=plan.kv_blocks,
+        max_tokens=plan.max_tokens,
         vocab_size=spec.vocab_size,
         max_sequences=settings.max_sequences,
         max_step_tokens=settings.max_step_tokens,
         max_waiting=settings.max_waiting,
         eos_token_ids=spec.eos_token_ids,
         model_revision=load.model_revision or model_revision(load.source),
-        kv_dtype=kv.dtype,
-        kv_layout=kv.layout,
+        kv_dtype=dtype,
+        kv_layout=layout,
+        weight_bytes=plan.weight_bytes,
+        kv_bytes=plan.kv_bytes,
     )

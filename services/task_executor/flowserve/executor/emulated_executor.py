@@ -9,22 +9,32 @@ import time
 
 import numpy as np
 
+from deepflow.core.mixing import I64, U64, mix, uniform_bits
 from deepflow.core.model_spec import ModelSpec
 from services.task_executor.devices.emulated.fingerprints import FingerprintCache
-from services.task_executor.devices.emulated.mixing import U64, mix, uniform_bits
 from services.task_executor.devices.emulated.profiles import (
     AcceleratorProfile,
     Roofline,
     StepWork,
 )
 from services.task_executor.flowserve.config import EngineConfig
+from services.task_executor.flowserve.executor.matching import Matchers, NoMatchers
 from services.task_executor.flowserve.executor.row_table import RowTable, SampledRows, StepBatch
 from services.task_executor.flowserve.plan import StepPlan, StepResult
 
 
 class EmulatedExecutor:
-    def __init__(self, spec: ModelSpec, profile: AcceleratorProfile, config: EngineConfig) -> None:
-        self._rows = RowTable(config.max_sequences, config.max_tokens, config.block_size)
+    def __init__(
+        self,
+        spec: ModelSpec,
+        profile: AcceleratorProfile,
+        config: EngineConfig,
+        matchers: Matchers | None = None,
+    ) -> None:
+        self._rows = RowTable(
+            config.max_sequences, config.max_tokens, config.block_size, config.eos_token_ids
+        )
+        self._matchers = matchers if matchers is not None else NoMatchers()
         self._cache = FingerprintCache(
             config.kv_blocks, config.block_size, self._rows.block_tables.shape[1]
         )
@@ -37,7 +47,7 @@ class EmulatedExecutor:
 
     def execute(self, plan: StepPlan) -> StepResult:
         began = time.perf_counter()
-        self._rows.update(plan)
+        self._rows.update(plan, self._matchers)
         result = StepResult(plan.step, [], [], [])
         if plan.rows:
             batch = self._rows.lay_out(plan)
@@ -55,14 +65,18 @@ class EmulatedExecutor:
         if not len(sampled.rows):
             return
         digests = self._cache.read(self._rows.block_tables, sampled.rows, sampled.ends)
-        token_ids = self._draw(digests, sampled).astype(np.int32)
+        token_ids = self._draw(digests, sampled).astype(np.int64)
+        self._constrain(token_ids, digests, sampled)
         self._rows.append(sampled, token_ids)
         result.rows = sampled.rows.tolist()
         result.token_ids = token_ids.tolist()
         result.logprobs = [0.0] * len(result.rows)
+        result.completed_rows, failures = self._matchers.accept(sampled.rows, token_ids)
+        if failures:
+            result.fail(failures)
 
     def _draw(self, digests: U64, sampled: SampledRows) -> U64:
-        rows = self._rows
+        rows = self._rows.sampling
         is_drawn = rows.temperatures[sampled.rows] > 0
         if is_drawn.any():
             positions = (sampled.ends - rows.prompt_lengths[sampled.rows]).view(np.uint64)
@@ -72,6 +86,24 @@ class EmulatedExecutor:
             digests ^= mix(draws + np.uint64(1)) * is_drawn
         return mix(digests) % self._vocab_size
 
+    def _constrain(self, token_ids: I64, digests: U64, sampled: SampledRows) -> None:
+        """Replace what a grammar or min_tokens does not allow; the digest decides by what."""
+        vocabulary = int(self._vocab_size)
+        early = self._rows.sampling.forbidden(sampled.rows, sampled.ends)
+        banned: dict[int, I64] = {}
+        if early is not None:
+            banned = {int(e): early.token_ids[early.entries == e] for e in set(early.entries)}
+        for entry, ids in banned.items():
+            if token_ids[entry] in ids:
+                token_ids[entry] = _choose(np.delete(np.arange(vocabulary), ids), digests[entry])
+        if (masks := self._matchers.masks(sampled.rows)) is not None:
+            for entry, bits in zip(*masks, strict=True):
+                is_allowed = np.unpackbits(bits.view(np.uint8), bitorder="little")[:vocabulary]
+                allowed = np.flatnonzero(is_allowed)
+                # Where the grammar allows only what would end the answer too early, it ends.
+                later = np.setdiff1d(allowed, banned.get(int(entry), allowed[:0]))
+                token_ids[entry] = _choose(later if len(later) else allowed, digests[entry])
+
     def _wait(self, began: float, plan: StepPlan, batch: StepBatch) -> None:
         if self._roofline is None:
             return
@@ -79,6 +111,11 @@ class EmulatedExecutor:
         remaining = began + seconds - time.perf_counter()
         if remaining > 0:
             time.sleep(remaining)  # this is the device at work
+
+
+def _choose(allowed: I64, digest: np.uint64) -> int:
+    """0 where nothing is allowed: whoever made the mask refuses it then."""
+    return int(allowed[int(digest) % len(allowed)]) if len(allowed) else 0
 
 
 def _work_of(plan: StepPlan, batch: StepBatch) -> StepWork:

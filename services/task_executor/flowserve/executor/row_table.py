@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from services.task_executor.flowserve.executor.matching import Matchers
+from services.task_executor.flowserve.executor.sampling_table import SamplingTable
 from services.task_executor.flowserve.plan import TRASH_BLOCK, AdmittedSequence, StepPlan
 
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
-_SEED_MASK = (1 << 64) - 1
 
 
 class PlanError(RuntimeError):
@@ -39,7 +40,13 @@ class SampledRows:
 
 
 class RowTable:
-    def __init__(self, max_sequences: int, max_tokens: int, block_size: int) -> None:
+    def __init__(
+        self,
+        max_sequences: int,
+        max_tokens: int,
+        block_size: int,
+        eos_token_ids: tuple[int, ...] = (),
+    ) -> None:
         self.block_size = block_size
         self.max_tokens = max_tokens
         max_blocks = -(-max_tokens // block_size)
@@ -48,18 +55,18 @@ class RowTable:
         self.block_tables: I32 = np.full((max_sequences, max_blocks), TRASH_BLOCK, dtype=np.int32)
         self.lengths: I64 = np.zeros(max_sequences, dtype=np.int64)  # tokens known
         self.capacities: I64 = np.zeros(max_sequences, dtype=np.int64)  # tokens that blocks hold
-        self.prompt_lengths: I64 = np.zeros(max_sequences, dtype=np.int64)
-        self.seeds: npt.NDArray[np.uint64] = np.zeros(max_sequences, dtype=np.uint64)
-        self.choices: I64 = np.zeros(max_sequences, dtype=np.int64)
-        self.temperatures: npt.NDArray[np.float64] = np.zeros(max_sequences)
-        self.top_ps: npt.NDArray[np.float64] = np.ones(max_sequences)
+        self.sampling = SamplingTable(max_sequences, eos_token_ids)
 
-    def update(self, plan: StepPlan) -> None:
+    def update(self, plan: StepPlan, matchers: Matchers) -> None:
         """Release, admit, append blocks: in this order, for a row may be freed and reused."""
         for row in plan.released_rows:
             self._release(row)
+            matchers.release(row)
         for sequence in plan.admitted:
             self._admit(sequence)
+            if grammar := sequence.sampling.grammar:
+                answer = sequence.token_ids[sequence.prompt_length :]
+                matchers.admit(sequence.row, grammar, answer)
         for row, blocks in plan.new_blocks:
             self._append_blocks(row, blocks)
 
@@ -111,11 +118,7 @@ class RowTable:
             raise PlanError(f"row {row} is admitted with {length} tokens of {self.max_tokens}")
         self.token_ids[row, :length] = sequence.token_ids
         self.lengths[row] = length
-        self.prompt_lengths[row] = sequence.prompt_length
-        self.seeds[row] = sequence.sampling.seed & _SEED_MASK
-        self.choices[row] = sequence.choice_index
-        self.temperatures[row] = sequence.sampling.temperature
-        self.top_ps[row] = sequence.sampling.top_p
+        self.sampling.admit(row, sequence.sampling, sequence.choice_index, sequence.prompt_length)
 
     def _append_blocks(self, row: int, blocks: list[int]) -> None:
         held = int(self.capacities[row]) // self.block_size

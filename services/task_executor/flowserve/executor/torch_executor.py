@@ -5,52 +5,68 @@ import time
 import numpy as np
 import torch
 
-from deepflow.core.sampling import uniform
+from deepflow.core.mixing import I64
 from services.task_executor.devices.base import AttentionInputs, Device, LayerKv
 from services.task_executor.flowserve.config import EngineConfig
+from services.task_executor.flowserve.executor.matching import Matchers, NoMatchers
+from services.task_executor.flowserve.executor.prompt_scores import is_finite, score_prompts
 from services.task_executor.flowserve.executor.row_table import RowTable, SampledRows, StepBatch
+from services.task_executor.flowserve.executor.sampling_inputs import sampling_columns
+from services.task_executor.flowserve.messages import TopLogprobs
 from services.task_executor.flowserve.models.base import Model
 from services.task_executor.flowserve.plan import StepPlan, StepResult
-from services.task_executor.flowserve.sampling.sampler import Sampled, SamplingColumns, sample
+from services.task_executor.flowserve.sampling.adjustments import TokenMasks
+from services.task_executor.flowserve.sampling.ranking import Alternatives
+from services.task_executor.flowserve.sampling.sampler import Sampled, sample
 
 NOT_FINITE = "the model gave logits that are not finite"
 
 
 class TorchExecutor:
     def __init__(
-        self, model: Model, device: Device, kv: list[LayerKv], config: EngineConfig
+        self,
+        model: Model,
+        device: Device,
+        kv: list[LayerKv],
+        config: EngineConfig,
+        matchers: Matchers | None = None,
     ) -> None:
         self._model = model
         self._device = device
         self._kv = kv
-        self._rows = RowTable(config.max_sequences, config.max_tokens, config.block_size)
+        self._matchers = matchers if matchers is not None else NoMatchers()
+        self._rows = RowTable(
+            config.max_sequences, config.max_tokens, config.block_size, config.eos_token_ids
+        )
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         began = time.perf_counter()
-        self._rows.update(plan)
+        self._rows.update(plan, self._matchers)
         result = StepResult(plan.step, [], [], [])
         if plan.rows:
             batch = self._rows.lay_out(plan)
+            hidden = self._forward(batch)
+            reports = score_prompts(self._rows, batch, hidden, self._model.logits)
+            result.prompt_logprobs = [report for report in reports if is_finite(report)]
             sampled = self._rows.sampled(plan, batch)
-            logits = self._forward(batch, sampled)
             if len(sampled.rows):
-                self._sample(logits, sampled, result)
+                last_tokens = self._to_device(batch.counts.cumsum()[sampled.entries] - 1)
+                self._sample(self._model.logits(hidden[last_tokens]), sampled, result)
+            if len(result.prompt_logprobs) < len(reports):
+                result.fail({r.handle: NOT_FINITE for r in reports if not is_finite(r)})
         result.seconds = time.perf_counter() - began
         return result
 
     def close(self) -> None:
         self._kv = []
 
-    def _forward(self, batch: StepBatch, sampled: SampledRows) -> torch.Tensor:
-        last_tokens = batch.counts.cumsum()[sampled.entries] - 1
-        attention = self._device.begin_attention(self._attention_inputs(batch))
+    def _forward(self, batch: StepBatch) -> torch.Tensor:
         return self._model.forward(
             self._to_device(batch.token_ids.astype(np.int64)),
             self._to_device(batch.positions),
-            attention,
+            self._device.begin_attention(self._attention_inputs(batch)),
             self._kv,
-            self._to_device(last_tokens),
         )
 
     def _attention_inputs(self, batch: StepBatch) -> AttentionInputs:
@@ -65,43 +81,50 @@ class TorchExecutor:
         )
 
     def _sample(self, logits: torch.Tensor, sampled: SampledRows, result: StepResult) -> None:
-        drawn = sample(logits, self._sampling_columns(sampled))
+        columns = sampling_columns(self._rows, sampled, self._to_device)
+        drawn = sample(logits, columns, self._masks(sampled.rows))
+        token_ids = drawn.token_ids.cpu().numpy()
         # A failed row goes on with token 0: a plan made before anyone knew must still run.
-        self._rows.append(sampled, drawn.token_ids.cpu().numpy())
-        _report(drawn, sampled.rows.tolist(), result)
-
-    def _sampling_columns(self, sampled: SampledRows) -> SamplingColumns:
-        table, rows = self._rows, sampled.rows
-        temperatures = table.temperatures[rows]
-        draws = np.zeros(len(rows))
-        positions = sampled.ends - table.prompt_lengths[rows]
-        for index in np.flatnonzero(temperatures):
-            row = rows[index]
-            draws[index] = uniform(
-                int(table.seeds[row]), int(table.choices[row]), int(positions[index])
-            )
-        return SamplingColumns(
-            self._to_device(temperatures),
-            self._to_device(table.top_ps[rows]),
-            self._to_device(draws),
+        self._rows.append(sampled, token_ids)
+        _report(drawn, sampled.rows, result)
+        completed, failures = self._matchers.accept(
+            sampled.rows[drawn.is_valid.cpu().numpy()], np.array(result.token_ids, dtype=np.int64)
         )
+        result.completed_rows = completed
+        if failures:
+            result.fail(failures)
+
+    def _masks(self, rows: I64) -> TokenMasks | None:
+        masks = self._matchers.masks(rows)
+        if masks is None:
+            return None
+        entries, bits = masks
+        return TokenMasks(self._to_device(entries), self._to_device(bits))
 
     def _to_device(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values).to(self._device.torch_device)
 
 
-def _report(drawn: Sampled, rows: list[int], result: StepResult) -> None:
-    columns = zip(
-        rows,
-        drawn.token_ids.tolist(),
-        drawn.logprobs.tolist(),
-        drawn.is_valid.tolist(),
-        strict=True,
+def _report(drawn: Sampled, rows: I64, result: StepResult) -> None:
+    is_valid = drawn.is_valid.cpu().numpy()
+    if not is_valid.all():
+        result.failures = {int(row): NOT_FINITE for row in rows[~is_valid]}
+    result.rows = rows[is_valid].tolist()
+    result.token_ids = drawn.token_ids.cpu().numpy()[is_valid].tolist()
+    result.logprobs = drawn.logprobs.cpu().numpy()[is_valid].tolist()
+    if drawn.alternatives is not None:
+        result.tops = _tops(drawn.alternatives, is_valid)
+
+
+def _tops(alternatives: Alternatives, is_valid: np.ndarray) -> TopLogprobs:
+    """Positions count the valid rows only, as the result's other columns do."""
+    counts = alternatives.counts.cpu().numpy()
+    is_kept = is_valid.repeat(counts)
+    kept_counts = counts[is_valid]
+    positions = np.flatnonzero(kept_counts)
+    return TopLogprobs(
+        positions=positions.tolist(),
+        counts=kept_counts[positions].tolist(),
+        token_ids=alternatives.token_ids.cpu().numpy()[is_kept].tolist(),
+        logprobs=alternatives.logprobs.cpu().numpy()[is_kept].tolist(),
     )
-    for row, token_id, logprob, is_valid in columns:
-        if not is_valid:
-            result.failures[row] = NOT_FINITE
-            continue
-        result.rows.append(row)
-        result.token_ids.append(token_id)
-        result.logprobs.append(logprob)

@@ -1,6 +1,12 @@
 """What happened since the last report, gathered as the columns of a StepOutput."""
 
-from services.task_executor.flowserve.messages import Finished, KvChange, StepOutput
+from services.task_executor.flowserve.messages import (
+    Finished,
+    KvChange,
+    PromptLogprobs,
+    StepOutput,
+    TopLogprobs,
+)
 from services.task_executor.flowserve.scheduler.sequence import Sequence
 
 
@@ -11,8 +17,10 @@ class OutputColumns:
         "first_indexes",
         "handles",
         "logprobs",
+        "prompt_logprobs",
         "seconds",
         "token_ids",
+        "tops",
     )
 
     def __init__(self) -> None:
@@ -22,6 +30,8 @@ class OutputColumns:
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
         self.finished: list[Finished] = []
+        self.tops: TopLogprobs | None = None
+        self.prompt_logprobs: list[PromptLogprobs] = []
         self.seconds: float | None = None  # None until a step has run
 
     @property
@@ -40,8 +50,29 @@ class OutputColumns:
             )
         )
 
-    def refuse(self, handle: int, prompt_tokens: int, message: str, *, invalid: bool) -> None:
-        self.finished.append(Finished(handle, "error", prompt_tokens, 0, 0, message, invalid))
+    def add_tops(self, tops: TopLogprobs) -> None:
+        """Of the tokens that are added next."""
+        first = len(self.token_ids)
+        if self.tops is None:
+            self.tops = TopLogprobs([], [], [], [])
+        self.tops.positions += [first + position for position in tops.positions]
+        self.tops.counts += tops.counts
+        self.tops.token_ids += tops.token_ids
+        self.tops.logprobs += tops.logprobs
+
+    def refuse(
+        self,
+        handle: int,
+        prompt_tokens: int,
+        message: str,
+        *,
+        invalid: bool,
+        reason: str = "error",
+        param: str = "",
+        busy: bool = False,
+    ) -> None:
+        end = Finished(handle, reason, prompt_tokens, 0, 0, message, invalid, param, busy)
+        self.finished.append(end)
 
     def report(
         self, step: int, kv_changes: list[KvChange], waiting: int, running: int, free_blocks: int
@@ -59,4 +90,6 @@ class OutputColumns:
             waiting=waiting,
             running=running,
             free_blocks=free_blocks,
+            tops=self.tops,
+            prompt_logprobs=self.prompt_logprobs,
         )

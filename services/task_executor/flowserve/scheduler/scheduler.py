@@ -9,7 +9,7 @@ and alone it fits (EngineConfig sees to that); and ranks never change.
 """
 
 from services.task_executor.flowserve.config import EngineConfig
-from services.task_executor.flowserve.messages import StepOutput, Submit
+from services.task_executor.flowserve.messages import PromptLogprobs, StepOutput, Submit
 from services.task_executor.flowserve.plan import AdmittedSequence, StepPlan, StepResult
 from services.task_executor.flowserve.rtc.cache import RelationalTensorCache
 from services.task_executor.flowserve.scheduler.output import OutputColumns
@@ -17,6 +17,10 @@ from services.task_executor.flowserve.scheduler.policy import make_policy
 from services.task_executor.flowserve.scheduler.ranked_list import RankedList
 from services.task_executor.flowserve.scheduler.sequence import Sequence
 from services.task_executor.flowserve.scheduler.validation import find_fault
+
+# Prompt tokens scored in one step: each costs logits over the whole vocabulary, and up to twenty
+# alternatives in the step's report, which has to fit the ring several times over.
+MAX_SCORED_TOKENS = 2048
 
 
 class StepResultError(RuntimeError):
@@ -30,6 +34,7 @@ class Scheduler:
         self._policy = make_policy(config.policy)
         self._eos_ids = frozenset(config.eos_token_ids)
         self._sequences: dict[int, Sequence] = {}  # by handle, until they end
+        self._silent: set[int] = set()  # handles of those that want nothing drawn
         self._waiting = RankedList()
         self._prefilling = RankedList()
         self._decoding: list[Sequence] = []
@@ -56,18 +61,47 @@ class Scheduler:
 
     # What comes in between two steps
 
-    def submit(self, message: Submit) -> None:
-        """Queue a sequence; one that cannot be run is answered with an error of its own."""
+    def submit(self, message: Submit, *, is_complete: bool = False) -> None:
+        """Queue a sequence; one that cannot be run is answered with an error of its own.
+
+        `is_complete`: its grammar allows nothing after the answer that it resumes.
+        """
         handle, prompt_tokens = message.handle, len(message.prompt_token_ids)
         if handle in self._sequences:
             raise ValueError(f"handle {handle} is submitted while a sequence still has it")
-        if fault := find_fault(message, self._config):
+        if fault := self.find_fault(message):
             self._output.refuse(handle, prompt_tokens, fault, invalid=True)
         elif len(self._waiting) >= self._config.max_waiting:
             full = f"the engine's queue is full ({self._config.max_waiting} sequences wait)"
-            self._output.refuse(handle, prompt_tokens, full, invalid=False)
+            self._output.refuse(handle, prompt_tokens, full, invalid=False, busy=True)
         else:
-            self._accept(Sequence(message, self._arrivals, self._config, self._eos_ids))
+            sequence = Sequence(message, self._arrivals, self._config, self._eos_ids)
+            self._accept(sequence, "stop" if is_complete else sequence.ending())
+
+    def find_fault(self, message: Submit) -> str:
+        """Why `submit` would refuse it whatever else is here; empty where it would not."""
+        return find_fault(message, self._config)
+
+    def refuse(
+        self,
+        message: Submit,
+        why: str,
+        *,
+        reason: str = "error",
+        invalid: bool = False,
+        param: str = "",
+        busy: bool = False,
+    ) -> None:
+        """End a sequence that never came in."""
+        self._output.refuse(
+            message.handle,
+            len(message.prompt_token_ids),
+            why,
+            invalid=invalid,
+            reason=reason,
+            param=param,
+            busy=busy,
+        )
 
     def cancel(self, handles: list[int]) -> None:
         """End these now. What has ended already, or was never here, is left alone."""
@@ -106,13 +140,16 @@ class Scheduler:
         assert self._in_flight is not None
         _require_answers(self._in_flight, result)
         plan = self._take_in_flight()
+        self._report_prompts(result.prompt_logprobs)
         for row, message in result.failures.items():
             self._finish(self._at_row(row), "error", message)
         if False in plan.samples:
             self._preserve_chunks(plan, result)
-        ended = self._append_tokens(result)
+        ended = self._without_answers(result) + self._append_tokens(result)
         for sequence in ended:
-            self._finish(sequence, sequence.ending())
+            # A whole word of its grammar is whole at the limit, too.
+            is_complete = sequence.row in result.completed_rows
+            self._finish(sequence, "stop" if is_complete else sequence.ending())
         if ended or result.failures:
             self._forget_stopped()
         self._output.seconds = result.seconds
@@ -187,7 +224,7 @@ class Scheduler:
         available = self._cache.num_available
         if self._blocked and self._blocked[0] is sequence and available <= self._blocked[1]:
             return False  # as hopeless as the last time
-        matched = self._cache.match_by_prefix_token(sequence.chain, sequence.token_ids)
+        matched = self._match(sequence)
         # One block to spare for each that runs, lest the next step preempts what this one admits.
         blocks = self._cache.alloc_blocks(matched, len(sequence.token_ids), spare=self.num_running)
         if blocks is None:
@@ -199,13 +236,26 @@ class Scheduler:
         self._by_row[sequence.row] = sequence
         return True
 
+    def _match(self, sequence: Sequence) -> list[int]:
+        """The blocks that need not be computed; tokens that are to be scored must be."""
+        if sequence.unscored:
+            sequence.chain.extend(sequence.token_ids)
+            return []
+        return self._cache.match_by_prefix_token(sequence.chain, sequence.token_ids)
+
     def _plan_prefilling(self, plan: StepPlan) -> None:
-        budget = self._config.max_step_tokens - len(plan.rows)
+        budget, scored = self._config.max_step_tokens - len(plan.rows), 0
         for sequence in self._prefilling:
             if not budget:
                 break
             count = min(sequence.remaining, budget)
-            budget -= count
+            if sequence.unscored:
+                count = min(count, MAX_SCORED_TOKENS - scored)
+                scored += count
+            # Whoever is cut is the last of the step, so that those in front of him are complete.
+            budget = budget - count if count == sequence.remaining else 0
+            if not count:
+                break
             plan.rows.append(sequence.row)
             plan.starts.append(sequence.computed)
             plan.counts.append(count)
@@ -234,9 +284,33 @@ class Scheduler:
             first_indexes.append(length - sequence.prompt_length)
             if length + 1 >= sequence.limit or token in sequence.stop_ids:
                 ended.append(sequence)
+        if result.tops is not None:
+            output.add_tops(result.tops)
         output.token_ids += result.token_ids
         output.logprobs += result.logprobs
+        for row in result.completed_rows:
+            if (complete := self._at_row(row)) not in ended:
+                ended.append(complete)
         return ended
+
+    def _without_answers(self, result: StepResult) -> list[Sequence]:
+        """Take out the rows that wanted their prompt computed and nothing drawn."""
+        if not self._silent:
+            return []
+        silent = [s for row in result.rows if (s := self._at_row(row)).wants_no_answer]
+        for sequence in silent:
+            length = len(sequence.token_ids)
+            if length >= sequence.preserve_at:
+                self._preserve(sequence, length)
+        if silent:
+            result.drop({sequence.row for sequence in silent})
+        return silent
+
+    def _report_prompts(self, reports: list[PromptLogprobs]) -> None:
+        for report in reports:
+            sequence = self._at_row(report.handle)
+            if new := sequence.take_scores(report):
+                self._output.prompt_logprobs.append(new)
 
     def _preserve_chunks(self, plan: StepPlan, result: StepResult) -> None:
         """Blocks filled by chunks that drew nothing; the others are seen to with their token."""
@@ -253,11 +327,13 @@ class Scheduler:
 
     # Coming and going
 
-    def _accept(self, sequence: Sequence) -> None:
+    def _accept(self, sequence: Sequence, ending: str) -> None:
         self._arrivals += 1
         sequence.rank = self._policy.rank(sequence)
         self._output.accepted.append(sequence.handle)
-        if ending := sequence.ending():  # a resumed answer that was complete already
+        if sequence.wants_no_answer:
+            self._silent.add(sequence.handle)
+        elif ending:  # a resumed answer that was complete already
             self._output.finish(sequence, ending)
             return
         self._sequences[sequence.handle] = sequence
@@ -274,6 +350,7 @@ class Scheduler:
         else:
             self._waiting.remove(sequence)
         del self._sequences[sequence.handle]
+        self._silent.discard(sequence.handle)
         self._output.finish(sequence, reason, message)
 
     def _stop(self, sequence: Sequence) -> None:

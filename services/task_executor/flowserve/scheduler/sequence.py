@@ -4,7 +4,7 @@ from collections.abc import Set
 from typing import TypeAlias
 
 from services.task_executor.flowserve.config import EngineConfig
-from services.task_executor.flowserve.messages import Submit
+from services.task_executor.flowserve.messages import PromptLogprobs, Submit
 from services.task_executor.flowserve.rtc.block_chain import BlockChain
 
 # Least goes first, greatest is preempted first; never equal for two sequences.
@@ -32,6 +32,7 @@ class Sequence:
         "rank",
         "row",
         "sampling",
+        "scored",
         "stop_ids",
         "target",
         "token_ids",
@@ -58,6 +59,9 @@ class Sequence:
         # The last token is drawn and never fed, so it needs no room in the cache.
         self.limit = min(self.prompt_length + message.sampling.max_tokens, config.max_tokens)
         self.stop_ids: Set[int] = frozenset() if message.sampling.ignore_eos else eos_ids
+        if message.sampling.stop_token_ids:
+            self.stop_ids = self.stop_ids | frozenset(message.sampling.stop_token_ids)
+        self.scored = 1  # nothing is before the first prompt token, so it has no score
         root = config.identity_seed(message.cache_salt).root()
         self.chain = BlockChain(root, config.block_size)
         self.cached_tokens: int | None = None  # of the prompt, when it was first admitted
@@ -71,6 +75,33 @@ class Sequence:
     def remaining(self) -> int:
         """Tokens of the prefill that no step has taken up yet."""
         return self.target - self.computed
+
+    @property
+    def wants_no_answer(self) -> bool:
+        return self.sampling.max_tokens == 0
+
+    @property
+    def unscored(self) -> int:
+        """Prompt tokens whose log probability was asked for and is not reported yet."""
+        if self.sampling.prompt_logprobs is None:
+            return 0
+        return self.prompt_length - self.scored
+
+    def take_scores(self, report: PromptLogprobs) -> PromptLogprobs | None:
+        """What of the report is new: a prefill that began again scores some tokens twice."""
+        known = self.scored - report.first_position
+        if known >= len(report.logprobs):
+            return None
+        self.scored = report.first_position + len(report.logprobs)
+        width = len(report.top_token_ids) // len(report.logprobs)
+        return PromptLogprobs(
+            self.handle,
+            report.first_position + known,
+            report.logprobs[known:],
+            report.ranks[known:],
+            report.top_token_ids[known * width :],
+            report.top_logprobs[known * width :],
+        )
 
     def take_row(self, row: int, blocks: list[int], num_matched: int) -> None:
         """Start on all tokens known so far; the first `num_matched` blocks hold their KV."""
@@ -91,6 +122,7 @@ class Sequence:
 
     def ending(self) -> str:
         """Why the last token known ends the answer; empty where it does not."""
-        if len(self.token_ids) > self.prompt_length and self.token_ids[-1] in self.stop_ids:
+        drawn = len(self.token_ids) - self.prompt_length
+        if drawn and self.token_ids[-1] in self.stop_ids:
             return "stop"
         return "length" if len(self.token_ids) >= self.limit else ""
