@@ -23,6 +23,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     adapter: str = ""
     kv_dtype: str = ""
     kv_layout: str = ""
+    has_logits: bool = True  # an emulated device has none, so nothing can be said about them
+    # For people: what the model holds of its device's memory.
+    weight_bytes: int = 0
+    kv_bytes: int = 0
 
     def __post_init__(self) -> None:
         self._require_at_least("block_size", 1)
@@ -40,6 +44,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
                 raise EngineConfigError(
                     f"eos_token_ids holds {token}, but ids go from 0 to {self.vocab_size - 1}"
                 )
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights too: both are computed with in one."""
+        return self.kv_dtype
 
     @property
     def usable_blocks(self) -> int:

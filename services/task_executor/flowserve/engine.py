@@ -15,8 +15,17 @@ from types import TracebackType
 from deepflow.core.sampling import SamplingParams
 from services.task_executor.flowserve.config import EngineConfig
 from services.task_executor.flowserve.executor.base import Executor
+from services.task_executor.flowserve.grammar.grammars import Grammars
 from services.task_executor.flowserve.master import Master
-from services.task_executor.flowserve.messages import Cancel, Load, StepOutput, Submit
+from services.task_executor.flowserve.messages import (
+    Cancel,
+    Load,
+    PromptLogprobs,
+    StepOutput,
+    Submit,
+    TopLogprobs,
+)
+from services.task_executor.flowserve.ring import wait_readable
 
 
 class GenerationError(RuntimeError):
@@ -32,17 +41,29 @@ class Generation:
     finish_reason: str = ""
     message: str = ""  # what was wrong, where finish_reason is error
     cached_tokens: int = 0
+    # Of each token the likeliest alternatives and their logprobs, where logprobs were asked for.
+    tops: list[dict[int, float]] = field(default_factory=list)
+    # Of prompt tokens 1, 2, …, where prompt_logprobs were asked for.
+    prompt_logprobs: list[float] = field(default_factory=list)
+    prompt_ranks: list[int] = field(default_factory=list)
+    prompt_tops: list[dict[int, float]] = field(default_factory=list)
 
 
 class FlowServe:
-    def __init__(self, source: str | Path, device: str = "cpu", **settings: int) -> None:
-        """`settings` are EngineConfig fields. Raises ValueError where the model cannot be held."""
+    def __init__(
+        self, source: str | Path, device: str = "cpu", dtype: str = "", **settings: int
+    ) -> None:
+        """An empty dtype is what is best on the device; `settings` are EngineConfig fields.
+
+        Raises ValueError where the model cannot be held.
+        """
         # Late: a program that only names this class imports nothing heavy.
         from services.task_executor.flowserve.executor.factory import build_executor
 
         name = str(source)
-        load = Load(name, name, device, model_revision=name, settings=settings)
-        self._hold(*build_executor(load, _unreported))
+        load = Load(name, name, device, model_revision=name, settings=settings, dtype=dtype)
+        built = build_executor(load, _unreported)
+        self._hold(built.config, built.executor, built.grammars)
 
     @classmethod
     def over(cls, config: EngineConfig, executor: Executor) -> "FlowServe":
@@ -67,10 +88,18 @@ class FlowServe:
         return self._master.config
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: SamplingParams
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingParams | Sequence[SamplingParams],
     ) -> list[Generation]:
-        """One answer for each prompt, in order; all prompts share the batch."""
-        handles = [self._submit(prompt, sampling) for prompt in prompts]
+        """One answer for each prompt, in order; all prompts share the batch.
+
+        `sampling` is for all of them, or one for each.
+        """
+        if isinstance(sampling, SamplingParams):
+            sampling = [sampling] * len(prompts)
+        pairs = list(zip(prompts, sampling, strict=True))
+        handles = [self._submit(prompt, own) for prompt, own in pairs]
         while any(not self._answers[handle].finish_reason for handle in handles):
             self._step()
         return [self._answers.pop(handle) for handle in handles]
@@ -99,8 +128,10 @@ class FlowServe:
     def close(self) -> None:
         self._master.close()
 
-    def _hold(self, config: EngineConfig, executor: Executor) -> None:
-        self._master = Master(config, executor)
+    def _hold(
+        self, config: EngineConfig, executor: Executor, grammars: Grammars | None = None
+    ) -> None:
+        self._master = Master(config, executor, grammars=grammars)
         self._handles = itertools.count()
         self._answers: dict[int, Generation] = {}
 
@@ -116,7 +147,10 @@ class FlowServe:
 
     def _step(self) -> None:
         output = self._master.step()
-        assert output is not None, "an answer is awaited, but the engine has no work"
+        if output is None:
+            assert self._master.num_held, "an answer is awaited, but the engine has no work"
+            wait_readable(self._master.wake_fds, None)
+            return
         self._take_tokens(output)
         for finished in output.finished:
             if answer := self._answers.get(finished.handle):
@@ -129,6 +163,28 @@ class FlowServe:
             answer = self._answers[handle]
             answer.token_ids.append(token)
             answer.logprobs.append(logprob)
+        if output.tops is not None:
+            self._take_tops(output, output.tops)
+        for report in output.prompt_logprobs:
+            self._take_prompt_logprobs(report)
+
+    def _take_tops(self, output: StepOutput, tops: TopLogprobs) -> None:
+        first = 0
+        for position, count in zip(tops.positions, tops.counts, strict=True):
+            end = first + count
+            top = dict(zip(tops.token_ids[first:end], tops.logprobs[first:end], strict=True))
+            self._answers[output.handles[position]].tops.append(top)
+            first = end
+
+    def _take_prompt_logprobs(self, report: PromptLogprobs) -> None:
+        answer = self._answers[report.handle]
+        answer.prompt_logprobs += report.logprobs
+        answer.prompt_ranks += report.ranks
+        width = len(report.top_token_ids) // len(report.logprobs)
+        for index in range(len(report.logprobs) if width else 0):
+            part = slice(index * width, (index + 1) * width)
+            ids, logprobs = report.top_token_ids[part], report.top_logprobs[part]
+            answer.prompt_tops.append(dict(zip(ids, logprobs, strict=True)))
 
 
 def _unreported(step: str) -> AbstractContextManager[None]:

@@ -6,6 +6,9 @@ import os
 import time
 from collections.abc import Iterator
 
+from deepflow.core.encoder_spec import is_encoder_folder
+from services.task_executor.flowserve.embedding.build import build_embedding_master
+from services.task_executor.flowserve.embedding.master import EmbeddingMaster
 from services.task_executor.flowserve.master import Master
 from services.task_executor.flowserve.messages import (
     Cancel,
@@ -22,7 +25,13 @@ from services.task_executor.flowserve.messages import (
     Unload,
     Unloaded,
 )
-from services.task_executor.flowserve.ring import Ring, RingFull, decode_to_engine, encode
+from services.task_executor.flowserve.ring import (
+    Ring,
+    RingFull,
+    decode_to_engine,
+    encode,
+    wait_readable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +50,7 @@ class EngineProcess:
         # A parent that died before this line goes unnoticed; the shell's way of spawning sees it.
         self._parent_pid = os.getppid()
         self._load: Load | None = None
-        self._master: Master | None = None
+        self._master: Master | EmbeddingMaster | None = None
         self._is_stopping = False
 
     def run(self) -> None:
@@ -64,7 +73,10 @@ class EngineProcess:
         self._require_parent()
         if self._master is not None and self._master.has_work:
             return
-        while not self._inbox.wait(PARENT_CHECK_SECONDS):
+        fds = [self._inbox.fileno()]
+        if isinstance(self._master, Master):
+            fds += self._master.wake_fds
+        while not wait_readable(fds, PARENT_CHECK_SECONDS):
             self._require_parent()
 
     def _drain_inbox(self) -> None:
@@ -99,7 +111,9 @@ class EngineProcess:
             if self._master is None:
                 self._master = self._build_master(load)
         except Exception as error:
-            log.exception("cannot load %s", load.deployment)
+            # Where the model or the machine is at fault, the words say it all.
+            trace = None if isinstance(error, ValueError) else error
+            log.error("cannot load %s: %s", load.deployment, error, exc_info=trace)
             return LoadFailed(load.deployment, str(error) or type(error).__name__)
         self._load = load
         config = self._master.config
@@ -110,14 +124,19 @@ class EngineProcess:
             max_sequences=config.max_sequences,
             max_tokens=config.max_tokens,
             vocab_size=config.vocab_size,
+            dtype=config.dtype,
+            weight_bytes=config.weight_bytes,
+            kv_bytes=config.kv_bytes,
         )
 
-    def _build_master(self, load: Load) -> Master:
+    def _build_master(self, load: Load) -> Master | EmbeddingMaster:
+        if is_encoder_folder(load.source):
+            return build_embedding_master(load, self.report, self._clock)
         # Late: a blank engine holds nothing heavy.
         from services.task_executor.flowserve.executor.factory import build_executor
 
-        config, executor = build_executor(load, self.report)
-        return Master(config, executor, step_clock=self._clock)
+        built = build_executor(load, self.report)
+        return Master(built.config, built.executor, grammars=built.grammars, step_clock=self._clock)
 
     def _drop_model(self) -> None:
         master, self._master, self._load = self._master, None, None

@@ -105,7 +105,7 @@ class RingWriter:
     def _await_room(self, size: int, timeout: float | None) -> None:
         while self._room < size:
             freed = _read_counter(self._freed_fd)
-            if not freed and not _wait_readable(self._freed_fd, timeout):
+            if not freed and not wait_readable((self._freed_fd,), timeout):
                 raise RingFull(
                     f"the ring has room for {self._room} of {size} bytes and its reader made "
                     f"none for {timeout} s"
@@ -143,7 +143,7 @@ class RingReader:
 
     def wait(self, timeout: float | None) -> bool:
         """Is there something to drain, at the latest after `timeout` seconds (None: for ever)?"""
-        return _wait_readable(self._filled_fd, timeout)
+        return wait_readable((self._filled_fd,), timeout)
 
     def _read_record(self) -> bytes:
         (length,) = _LENGTH.unpack(self._read(_LENGTH.size))
@@ -167,7 +167,9 @@ def _read_counter(fd: int) -> int:
         return 0
 
 
-def _wait_readable(fd: int, timeout: float | None) -> bool:
+def wait_readable(fds: Sequence[int], timeout: float | None) -> bool:
+    """Is one of them readable, at the latest after `timeout` seconds (None: for ever)?"""
     poller = select.poll()
-    poller.register(fd, select.POLLIN)
+    for fd in fds:
+        poller.register(fd, select.POLLIN)
     return bool(poller.poll(None if timeout is None else timeout * 1000))

@@ -55,6 +55,7 @@ class EngineProcess:
         self.on_step: list[Callable[[StepOutput], None]] = []
         self.on_loaded: list[Callable[[Loaded], None]] = []
         self.on_lost: list[Callable[[DeepFlowError], None]] = []
+        self.on_progress: list[Callable[[str], None]] = []  # the step that began
         self.step_seconds: dict[str, float] = {}
         self.current_step = ""
         self.deployment = ""
@@ -232,6 +233,9 @@ class EngineProcess:
         self.current_step = progress.step if progress.seconds is None else ""
         if progress.seconds is not None:
             self.step_seconds[progress.step] = progress.seconds
+            return
+        for listener in self.on_progress:
+            listener(progress.step)
 
     def _lose(self, error: DeepFlowError) -> None:
         log.error("%s", error)

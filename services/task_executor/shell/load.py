@@ -10,6 +10,7 @@ class LoadMeter:
 
     def __init__(self) -> None:
         self.tokens = 0
+        self.embeddings = 0
         self.steps = 0
         self._last: StepOutput | None = None
         self._total_blocks = 0
@@ -19,10 +20,12 @@ class LoadMeter:
     def add(self, output: StepOutput) -> None:
         self.steps += 1
         self.tokens += len(output.handles)
+        self.embeddings += len(output.embeddings)
         self._last = output
 
     def loaded(self, loaded: Loaded) -> None:
-        self._total_blocks = loaded.kv_blocks - 1  # the trash block is nobody's
+        # The trash block is nobody's; an encoder has none at all.
+        self._total_blocks = max(0, loaded.kv_blocks - 1)
 
     def reset(self) -> None:
         self._last = None

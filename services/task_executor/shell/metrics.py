@@ -26,6 +26,9 @@ class ShellMetrics(Collector):
             "deepflow_te_tokens", "Tokens the engine has generated.", value=meter.tokens
         )
         yield CounterMetricFamily(
+            "deepflow_te_embeddings", "Vectors the engine has made.", value=meter.embeddings
+        )
+        yield CounterMetricFamily(
             "deepflow_te_steps", "Steps the engine has run.", value=meter.steps
         )
         yield GaugeMetricFamily(

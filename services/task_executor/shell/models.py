@@ -29,6 +29,7 @@ class ModelHolder:
         self._member = cluster_pb2.Member()
         self._loading: asyncio.Task[cluster_pb2.Capabilities] | None = None
         engine.on_lost.append(self._engine_lost)
+        engine.on_progress.append(self._tell_step)
 
     def show_on(self, member: cluster_pb2.Member) -> None:
         """Keep this record's deployment and capabilities true from now on."""
@@ -82,6 +83,11 @@ class ModelHolder:
         self._lifecycle.to(types.LIFECYCLE_STATE_READY)
         return self._capabilities
 
+    def _tell_step(self, step: str) -> None:
+        """Whoever waits for the model sees how far it is."""
+        if self._lifecycle.state == types.LIFECYCLE_STATE_LOADING:
+            self._lifecycle.to(types.LIFECYCLE_STATE_LOADING, step)
+
     def _forget(self) -> None:
         self._deployment = None
         self._member.deployment = ""
@@ -96,12 +102,12 @@ class ModelHolder:
 
 
 def _is_same_model(held: cluster_pb2.Deployment, wanted: cluster_pb2.Deployment) -> bool:
-    """Whether a change of the record asks for other weights; replicas do not."""
-    return (held.source, held.device, held.facts.model_revision) == (
-        wanted.source,
-        wanted.device,
-        wanted.facts.model_revision,
-    )
+    """Whether a change of the record asks for another load; replicas do not."""
+    return _what_is_loaded(held) == _what_is_loaded(wanted)
+
+
+def _what_is_loaded(it: cluster_pb2.Deployment) -> tuple[str, str, str, str, int, int]:
+    return (it.source, it.device, it.facts.model_revision, it.dtype, it.max_tokens, it.kv_bytes)
 
 
 def _log_failure(task: "asyncio.Task[cluster_pb2.Capabilities]") -> None:

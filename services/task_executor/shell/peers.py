@@ -112,33 +112,33 @@ class Peers:
             if stream := self._streams.get(handle >> _HANDLE_BITS):
                 stream.columns.accepted.append(handle & _HANDLE_MASK)
                 stream.wake.set()
+        for report in output.prompt_logprobs:
+            if stream := self._streams.get(report.handle >> _HANDLE_BITS):
+                stream.columns.add_prompt_logprobs(report.handle & _HANDLE_MASK, report)
+                stream.wake.set()
         if output.handles:
             self._deliver_tokens(output)
+        for embedding in output.embeddings:
+            if stream := self._streams.get(embedding.handle >> _HANDLE_BITS):
+                stream.columns.add_embedding(embedding.handle & _HANDLE_MASK, embedding.values)
         for finished in output.finished:
             if stream := self._streams.get(finished.handle >> _HANDLE_BITS):
                 stream.end(finished.handle & _HANDLE_MASK, finished)
                 stream.wake.set()
 
     def _deliver_tokens(self, output: StepOutput) -> None:
-        if len(self._streams) == 1:
-            (stream,) = self._streams.values()
-            if all(handle >> _HANDLE_BITS == stream.number for handle in output.handles):
+        owned: dict[int, list[int]] = {}
+        for index, handle in enumerate(output.handles):
+            owned.setdefault(handle >> _HANDLE_BITS, []).append(index)
+        for number, indexes in owned.items():
+            if stream := self._streams.get(number):
+                if output.tops is not None:
+                    stream.columns.add_tops(output.tops.only(indexes))
                 stream.columns.add_step(
                     output.step,
-                    [handle & _HANDLE_MASK for handle in output.handles],
-                    output.first_indexes,
-                    output.token_ids,
-                    output.logprobs,
+                    [output.handles[index] & _HANDLE_MASK for index in indexes],
+                    [output.first_indexes[index] for index in indexes],
+                    [output.token_ids[index] for index in indexes],
+                    [output.logprobs[index] for index in indexes],
                 )
                 stream.wake.set()
-                return
-        for i, handle in enumerate(output.handles):
-            if stream_or_none := self._streams.get(handle >> _HANDLE_BITS):
-                stream_or_none.columns.add_step(
-                    output.step,
-                    (handle & _HANDLE_MASK,),
-                    output.first_indexes[i : i + 1],
-                    output.token_ids[i : i + 1],
-                    output.logprobs[i : i + 1],
-                )
-                stream_or_none.wake.set()

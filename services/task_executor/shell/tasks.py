@@ -71,6 +71,8 @@ class TaskStreams:
             stream.wake.clear()
             if stream.columns:
                 batch = stream.columns.take(self._incarnation)
+                if stream.columns:  # it did not fit
+                    stream.wake.set()
                 await context.write(tasks_pb2.TasksResponse(tokens=batch))
                 self._peers.batch_taken()
         with contextlib.suppress(asyncio.CancelledError):

@@ -5,7 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from deepflow.core.devices import DEVICE_DTYPES
+from deepflow.core.model_spec import ModelSpec
 from services.task_executor.devices.registry import DEVICES
 from services.task_executor.flowserve.executor.emulated_executor import EmulatedExecutor
 from services.task_executor.flowserve.executor.factory import build_executor
@@ -30,7 +33,7 @@ def make_load(folder: Path, device: str = "emulated:zero", **settings: int) -> L
 
 def test_an_emulated_device_needs_only_a_config(tmp_path: Path) -> None:
     steps = Steps()
-    config, executor = build_executor(make_load(write_config(tmp_path)), steps)
+    config, executor, _ = build_executor(make_load(write_config(tmp_path)), steps)
     assert steps.names == ["read_config", "allocate_kv", "warm_up"]
     assert isinstance(executor, EmulatedExecutor)
     assert (config.block_size, config.max_sequences, config.max_step_tokens) == (16, 256, 8192)
@@ -41,7 +44,7 @@ def test_an_emulated_device_needs_only_a_config(tmp_path: Path) -> None:
 
 
 def test_warm_up_leaves_every_row_free(tmp_path: Path) -> None:
-    _, executor = build_executor(make_load(write_config(tmp_path)), Steps())
+    _, executor, _ = build_executor(make_load(write_config(tmp_path)), Steps())
     driver = PlanDriver(executor)
     driven = driver.admit(0, [1, 2, 3], [1])
     driver.prefill(0)
@@ -57,7 +60,7 @@ def test_settings_override_defaults(tmp_path: Path) -> None:
     load = make_load(
         write_config(tmp_path), block_size=4, kv_blocks=9, max_sequences=600, max_waiting=7
     )
-    config, _ = build_executor(load, Steps())
+    config, *_ = build_executor(load, Steps())
     assert (config.block_size, config.kv_blocks, config.max_waiting) == (4, 9, 7)
     assert config.max_tokens == 32  # all that eight blocks hold
     many = make_load(write_config(tmp_path), max_sequences=10_000)
@@ -66,7 +69,7 @@ def test_settings_override_defaults(tmp_path: Path) -> None:
 
 def test_blocks_are_capped_where_the_context_is_long(tmp_path: Path) -> None:
     folder = write_config(tmp_path, max_position_embeddings=131_072)
-    config, _ = build_executor(make_load(folder), Steps())
+    config, *_ = build_executor(make_load(folder), Steps())
     assert (config.kv_blocks, config.max_tokens) == (65_536, 131_072)
 
 
@@ -80,6 +83,12 @@ def test_blocks_are_capped_where_the_context_is_long(tmp_path: Path) -> None:
         ("emulated:zero", {"kv_blocks": 1}, "kv_blocks is 1, but must be 2 or more"),
         ("emulated:zero", {"max_step_tokens": 8}, "max_step_tokens is 8, but must be 256"),
         ("cpu", {}, "no safetensors file"),
+        # Before any weight is looked for:
+        ("cpu", {"kv_bytes": 1 << 50}, "it does not fit: .*1024 TiB KV cache"),
+        ("cpu", {"kv_bytes": 1 << 14, "max_tokens": 512}, r"KV memory of 16.0 KiB holds 16 tok"),
+        ("cpu", {"max_tokens": 1}, "max_tokens is 1, but must be 2 or more"),
+        ("emulated:zero", {"kv_bytes": 1 << 50}, "an emulated device has at most"),
+        ("emulated:zero", {"kv_blocks": 3, "max_tokens": 512}, "max_tokens is 512, but 3 KV"),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(
@@ -87,6 +96,26 @@ def test_what_cannot_be_served_is_refused_by_name(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         build_executor(make_load(write_config(tmp_path), device, **settings), Steps())
+
+
+def test_a_dtype_that_the_device_cannot_compute_is_refused_with_its_choices(
+    tmp_path: Path,
+) -> None:
+    for device, dtype, choices in (
+        ("cpu", "float16", "choices: float32, bfloat16"),
+        ("emulated:zero", "int4", "choices: bfloat16, float16, float32"),
+    ):
+        load = replace(make_load(write_config(tmp_path), device), dtype=dtype)
+        with pytest.raises(ValueError, match=f"{dtype}' cannot be computed on {device}; {choices}"):
+            build_executor(load, Steps())
+
+
+def test_memory_of_an_emulated_device_is_nominal(tmp_path: Path) -> None:
+    load = make_load(write_config(tmp_path), kv_bytes=1 << 20)
+    config, *_ = build_executor(replace(load, dtype="float32"), Steps())
+    # K and V of 2 layers, 2 heads, 16 wide, 4 bytes, blocks of 16.
+    assert (config.dtype, config.kv_blocks, config.kv_bytes) == ("float32", 128, 1 << 20)
+    assert config.weight_bytes == ModelSpec.from_folder(load.source).weight_bytes("float32")
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
@@ -98,6 +127,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
 
 def test_all_devices_have_their_names() -> None:
     assert DEVICES.names() == ["cpu", "emulated:zero", "emulated:ascend-910b", "emulated:h200"]
+    assert DEVICES.names() == list(DEVICE_DTYPES)
 
 
 def test_the_emulated_path_never_imports_torch(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from deepflow.core.model_spec import RopeSpec
+from deepflow.core.rope_spec import RopeSpec
 
 
 class Rotary:
@@ -12,13 +12,15 @@ class Rotary:
 
     def __init__(self, rope: RopeSpec, head_dim: int, device: torch.device) -> None:
         self._frequencies = inverse_frequencies(rope, head_dim).to(device)
+        self._scale = rope.attention_factor
 
     def angles(
         self, positions: torch.Tensor, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """positions [tokens] -> cos and sin, each [tokens, 1, head_dim / 2]."""
         angles = positions[:, None].float() * self._frequencies
-        return angles.cos()[:, None].to(dtype), angles.sin()[:, None].to(dtype)
+        cos, sin = angles.cos() * self._scale, angles.sin() * self._scale
+        return cos[:, None].to(dtype), sin[:, None].to(dtype)
 
 
 def rotate(heads: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -39,6 +41,8 @@ def inverse_frequencies(rope: RopeSpec, head_dim: int) -> torch.Tensor:
             return frequencies / rope.factor
         case "llama3":
             return _llama3(rope, frequencies)
+        case "yarn":
+            return _yarn(rope, frequencies)
     raise ValueError(f"unknown rope kind {rope.kind!r}")
 
 
@@ -49,3 +53,21 @@ def _llama3(rope: RopeSpec, frequencies: torch.Tensor) -> torch.Tensor:
     blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     blend = blend.clamp(0, 1)
     return (1 - blend) * frequencies / rope.factor + blend * frequencies
+
+
+def _yarn(rope: RopeSpec, frequencies: torch.Tensor) -> torch.Tensor:
+    """Like llama3, but blended evenly over the dimensions between the two numbers of turns."""
+    dims = len(frequencies)
+    first, last = _dim_of(rope, rope.beta_fast, dims), _dim_of(rope, rope.beta_slow, dims)
+    if rope.rounds_range:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, 2 * dims - 1)
+    width = last - first or 0.001
+    slowed = ((torch.arange(dims, dtype=torch.float32) - first) / width).clamp(0, 1)
+    return slowed * frequencies / rope.factor + (1 - slowed) * frequencies
+
+
+def _dim_of(rope: RopeSpec, turns: float, dims: int) -> float:
+    """Which dimension, whole or not, turns so often within the original context."""
+    wave = rope.original_context_length / (turns * 2 * math.pi)
+    return dims * math.log(wave) / math.log(rope.theta)

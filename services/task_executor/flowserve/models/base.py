@@ -14,6 +14,8 @@ class Model(Protocol):
         positions: torch.Tensor,  # int64 [tokens]
         attention: AttentionStep,
         kv: list[LayerKv],
-        sampled: torch.Tensor,  # int64 [sampled]: tokens whose logits are wanted
     ) -> torch.Tensor:
-        """Write the tokens' KV and return fp32 logits [sampled, vocab]."""
+        """Write the tokens' KV and return what the last layer says of each: [tokens, hidden]."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """fp32 [rows, vocab] of some of those rows; only a few, for a vocabulary is long."""

@@ -1,0 +1,137 @@
+"""What is wrong with a grammar before anything is compiled: cheap, and clear about the limit."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from deepflow.core.sampling import Grammar
+from services.task_executor.flowserve.grammar import limits
+from services.task_executor.flowserve.grammar.repetitions import find_repetition_fault
+from services.task_executor.flowserve.grammar.sources import GrammarError
+
+KINDS = ("json_schema", "regex", "choice", "lark")
+_LEAST_COUNTS = ("minLength", "minItems", "minProperties")
+_EMBEDDED_SCHEMA = "%json"
+
+
+def check(grammar: Grammar) -> None:
+    """Raises GrammarError where the grammar may not even be compiled."""
+    if fault := find_grammar_fault(grammar):
+        raise GrammarError(fault)
+
+
+def find_grammar_fault(grammar: Grammar) -> str:
+    """A sentence for the caller; empty where the grammar may be compiled."""
+    if grammar.kind not in KINDS:
+        return f"the grammar's kind is {grammar.kind!r}, but must be one of {', '.join(KINDS)}"
+    size = len(grammar.source.encode(errors="surrogatepass"))
+    if size > limits.SOURCE_BYTES_MAX:
+        return f"the grammar has {size} bytes, but may have {limits.SOURCE_BYTES_MAX}"
+    match grammar.kind:
+        case "json_schema":
+            return _schema_text_fault(grammar.source)
+        case "regex":
+            return find_repetition_fault(grammar.source)
+        case "choice":
+            return _choice_fault(grammar.source)
+    return _lark_fault(grammar.source)
+
+
+def _schema_text_fault(source: str) -> str:
+    try:
+        schema = msgspec.json.decode(source)
+    except (msgspec.DecodeError, RecursionError) as error:
+        return f"the JSON schema is not JSON: {error}"
+    if not isinstance(schema, dict | bool):
+        return "the JSON schema must be an object"
+    return _schema_fault(schema)
+
+
+def _schema_fault(schema: Any) -> str:
+    """Looks at every value, keyword or not: what is no keyword is no reason to be large."""
+    for depth, value in _walk(schema):
+        if depth > limits.DEPTH_MAX:
+            return f"the JSON schema is nested deeper than {limits.DEPTH_MAX} levels"
+        if isinstance(value, dict) and (fault := _object_fault(value)):
+            return fault
+    return ""
+
+
+def _walk(root: Any) -> Iterator[tuple[int, Any]]:
+    stack = [(0, root)]
+    while stack:
+        depth, value = stack.pop()
+        yield depth, value
+        inner = value.values() if isinstance(value, dict) else value
+        if isinstance(value, dict | list) and depth <= limits.DEPTH_MAX:
+            stack += [(depth + 1, item) for item in inner]
+
+
+def _object_fault(part: dict[str, Any]) -> str:
+    properties = part.get("properties")
+    if isinstance(properties, dict) and len(properties) > limits.PROPERTIES_MAX:
+        return (
+            f"the JSON schema has an object with {len(properties)} properties, "
+            f"but an object may have {limits.PROPERTIES_MAX}"
+        )
+    for name in _LEAST_COUNTS:
+        count = part.get(name)
+        if isinstance(count, int | float) and count > limits.FORCED_CHARACTERS_MAX:
+            return f"{name} is {count}, but may be {limits.FORCED_CHARACTERS_MAX}"
+    pattern = part.get("pattern")
+    if isinstance(pattern, str) and (fault := find_repetition_fault(pattern)):
+        return f"in the JSON schema's pattern: {fault}"
+    return _values_fault(part)
+
+
+def _values_fault(part: dict[str, Any]) -> str:
+    values = part.get("enum")
+    if not isinstance(values, list):
+        values = []
+    if len(values) > limits.ENUM_VALUES_MAX:
+        return f"an enum has {len(values)} values, but may have {limits.ENUM_VALUES_MAX}"
+    for value in (*values, part.get("const")):
+        if isinstance(value, str) and (fault := _literal_fault(value)):
+            return fault
+    return ""
+
+
+def _choice_fault(source: str) -> str:
+    try:
+        choices = msgspec.json.decode(source, type=list[str])
+    except msgspec.MsgspecError:
+        return "the choices must be a JSON array of strings"
+    if not choices:
+        return "there is no choice to choose from"
+    if len(choices) > limits.ENUM_VALUES_MAX:
+        return f"there are {len(choices)} choices, but there may be {limits.ENUM_VALUES_MAX}"
+    return next(filter(None, map(_literal_fault, choices)), "")
+
+
+def _literal_fault(text: str) -> str:
+    if len(text) <= limits.FORCED_CHARACTERS_MAX:
+        return ""
+    return (
+        f"a fixed text of the grammar has {len(text)} characters, "
+        f"but may have {limits.FORCED_CHARACTERS_MAX}"
+    )
+
+
+def _lark_fault(source: str) -> str:
+    """Every line as an expression, and the schemas in it as schemas."""
+    for line in source.splitlines():
+        rule, is_schema, rest = line.partition(_EMBEDDED_SCHEMA)
+        if fault := find_repetition_fault(rule):
+            return fault
+        if is_schema and (fault := _embedded_fault(rest.strip())):
+            return fault
+    return ""
+
+
+def _embedded_fault(text: str) -> str:
+    try:
+        schema = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return ""  # spread over lines: left to the compiler and its limits
+    return _schema_fault(schema)
