@@ -16,6 +16,12 @@ class JobExecutorConfig(MeshServiceConfig):
     tasks_per_job_max: int = Field(
         128, ge=1, description="Choices of one job: prompts times n; more is a bad request."
     )
+    embeddings_per_job_max: int = Field(
+        2048, ge=1, description="Inputs of one job of embeddings; more is a bad request."
+    )
+    embeddings_in_flight_max: int = Field(
+        128, ge=1, description="Of these inputs, those that may be on their way at a time."
+    )
     placement_attempts_max: int = Field(
         3, ge=1, description="Task executors tried for a task that has produced nothing yet."
     )

@@ -16,8 +16,10 @@ from services.job_executor import metrics
 from services.job_executor.config import JobExecutorConfig
 from services.job_executor.jobs.delivery import deliver
 from services.job_executor.jobs.parts import Parts
+from services.job_executor.jobs.service import JobExecutorService
 from services.job_executor.jobs.stream import JobStreams
 from services.job_executor.jobs.token_log import EndedJobs
+from services.job_executor.jobs.tokenization import Tokenization
 from services.job_executor.links.link import TaskExecutorLink
 from services.job_executor.links.links import Links
 from services.job_executor.scheduling.registry import make_policy
@@ -47,9 +49,11 @@ class JobExecutorServer:
         self._library = ModelLibrary(self._pool, config.model_load_seconds_max)
         self.links = Links(self._make_link)
         self.ended = EndedJobs(ttl_seconds=config.log_ttl_seconds, bytes_max=config.log_bytes_max)
+        parts = self._parts()
         self.streams = JobStreams(
-            self._parts(), self.lifecycle, jobs_max=config.jobs_max, incarnation=self._incarnation
+            parts, self.lifecycle, jobs_max=config.jobs_max, incarnation=self._incarnation
         )
+        self._service = JobExecutorService(self.streams, Tokenization(parts))
         self.membership = Membership(
             config,
             self._bus,
@@ -69,7 +73,7 @@ class JobExecutorServer:
         config, member = self.config, self.membership.member
         with self.lifecycle.step("listen"):
             await self._health.start(config.host, config.health_port)
-            add_JobExecutorServiceServicer_to_server(self.streams, self._grpc)
+            add_JobExecutorServiceServicer_to_server(self._service, self._grpc)
             port = await rpc.listen(self._grpc, config.host, config.port)
         member.address = f"{config.advertised_host}:{port}"
         member.health_address = f"{config.advertised_host}:{self._health.port}"
@@ -105,6 +109,8 @@ class JobExecutorServer:
             tracing=self._tracing,
             tasks_per_job_max=self.config.tasks_per_job_max,
             placement_attempts_max=self.config.placement_attempts_max,
+            embeddings_per_job_max=self.config.embeddings_per_job_max,
+            embeddings_in_flight_max=self.config.embeddings_in_flight_max,
         )
 
     def _make_link(self, member: cluster_pb2.Member) -> TaskExecutorLink:

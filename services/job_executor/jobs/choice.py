@@ -1,22 +1,39 @@
 """One answer of a job: the tokens of one task become text, and wait for their credit."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from deepflow.errors import Cancelled, DeepFlowError, Internal, Unavailable, from_proto, to_proto
 from deepflow.v1 import jobs_pb2, tasks_pb2
 from deepflow.v1 import types_pb2 as types
+from services.job_executor.jobs.details import Alternatives, Details
+from services.job_executor.jobs.outbox import Columns, Outbox
+from services.job_executor.jobs.returned_prompt import ReturnedPrompt
 from services.job_executor.jobs.token_log import ChoiceLog
+from services.job_executor.links.link import TaskExecutorLink
 from services.job_executor.tokenizer.detokenizer import Detokenizer
-from services.job_executor.tokenizer.stop_matcher import StopMatcher
+from services.job_executor.tokenizer.stop_matcher import new_stop_matcher
+from services.job_executor.tokenizer.token_bytes import TokenBytes
+from services.job_executor.tools.answer import AnswerCalls
 
-if TYPE_CHECKING:
-    from services.job_executor.jobs.job import Job
-    from services.job_executor.jobs.outbox import Columns
-    from services.job_executor.links.link import TaskExecutorLink
-
+# Tokens with details that one message carries of one choice.
+DETAILED_TOKENS_MAX = 4096
 _UNLIMITED = 1 << 62
+
+
+class ChoiceOwner(Protocol):
+    """The job behind a choice."""
+
+    handle: int
+    outbox: Outbox
+
+    def choice_accepted(self) -> None:
+        """Its task executor has the task."""
+
+    def choice_failed(self, choice: "Choice", error: DeepFlowError, where: str = "") -> None:
+        """Nothing more will come of its task, which `where` had."""
+
+    def choice_sent(self) -> None:
+        """Its end is on the way to the gateway."""
 
 
 class Choice:
@@ -27,12 +44,15 @@ class Choice:
     """
 
     __slots__ = (
+        "_calls",
+        "_details",
         "_detokenizer",
         "_is_offered",
         "_job",
         "_limit",
         "_matcher",
         "_num_resumed",
+        "_returned",
         "_sent",
         "_window",
         "attempt",
@@ -48,20 +68,33 @@ class Choice:
 
     def __init__(
         self,
-        job: Job,
+        job: ChoiceOwner,
         index: int,
         prompt: list[int],
         *,
         detokenizer: Detokenizer,
         stops: list[str],
         window: int,
+        min_tokens: int = 0,
+        details: TokenBytes | None = None,
+        returned: ReturnedPrompt | None = None,
+        calls: AnswerCalls | None = None,
     ) -> None:
+        """`details` are given where the client asked for logprobs, `returned` for the prompt,
+        `calls` where the answer may hold some.
+        """
         self._job = job
         self.index = index
         self.prompt = prompt
         self.log = ChoiceLog()
         self._detokenizer = detokenizer
-        self._matcher = StopMatcher(stops) if stops else None
+        self._matcher = new_stop_matcher(stops, min_tokens)
+        self._calls = calls
+        self._details: Details | None = None
+        if details is not None:
+            self.log.alternatives = Alternatives()
+            self._details = Details(self.log.alternatives, details)
+        self._returned = returned
         self._window = window or _UNLIMITED
         self._sent = self._num_resumed = 0
         self._limit = self._window
@@ -84,9 +117,15 @@ class Choice:
             self.take(index, token_id, 0.0)
         self._num_resumed = self._sent = len(token_ids)
         self._limit = self._sent + self._window
+        if self._details is not None:
+            self._details.skip_to(self._sent)
+        if self._calls is not None:
+            self._calls.drop()
 
     def place(self, link: TaskExecutorLink, task: tasks_pb2.Task) -> None:
         """Give the task to a task executor; raises Unavailable where its stream is gone."""
+        if self._returned is not None:
+            self._returned.reset()
         self.task_handle = link.submit(task, self)
         self.link, self.incarnation = link, link.incarnation
 
@@ -111,6 +150,8 @@ class Choice:
         text = self._detokenizer.push(token_id)
         if self._matcher is not None:
             text = self._matcher.push(text)
+        if self._calls is not None:
+            text = self._calls.push(text, count)
         log.token_ids.append(token_id)
         log.texts.append(text)
         log.logprobs.append(logprob)
@@ -119,6 +160,20 @@ class Choice:
             self._job.outbox.offer(self)
         if self._matcher is not None and self._matcher.matched:
             self._stop()
+        if self._calls is not None and self._calls.is_over:
+            self._stop()  # once more does no harm
+
+    def alternatives(self, index: int, token_ids: list[int], logprobs: list[float]) -> None:
+        """Comes right before its token."""
+        if self.log.alternatives is not None and index == len(self.log.token_ids):
+            self.log.alternatives.add(index, token_ids, logprobs)
+
+    def prompt_logprobs(self, told: tasks_pb2.PromptLogprobs) -> None:
+        if self._returned is not None:
+            try:
+                self._returned.add(told)
+            except Internal as error:
+                self._give_up(error)
 
     def finished(self, end: tasks_pb2.TaskFinished) -> None:
         if end.reason == types.FINISH_REASON_ERROR:
@@ -126,6 +181,8 @@ class Choice:
         elif end.reason == types.FINISH_REASON_CANCELLED:
             # We hear nothing of tasks that we cancelled, so the task executor did.
             self.lost(Unavailable("the task executor cancelled the task"))
+        elif self._returned is not None and not self._returned.is_complete:
+            self.lost(Internal("the task ended before all logprobs of its prompt had come"))
         else:
             self.link = None
             self.finish(end.reason, cached_tokens=end.usage.cached_tokens)
@@ -148,10 +205,16 @@ class Choice:
         if self.log.finish is not None:
             return
         tail, cut = self._tail()
+        if cut and error is None:
+            reason = types.FINISH_REASON_STOP
+        if self._calls is not None:
+            index = len(self.log.token_ids)
+            tail = self._calls.push(tail, index) + self._calls.flush(index)
+            reason = self._calls.reason(reason)
         self.log.finish = jobs_pb2.ChoiceFinished(
             handle=self._job.handle,
             choice_index=self.index,
-            reason=types.FINISH_REASON_STOP if cut and error is None else reason,
+            reason=reason,
             text_tail=tail,
             usage=types.Usage(
                 prompt_tokens=len(self.prompt),
@@ -173,10 +236,13 @@ class Choice:
         if self.is_done:
             return
         self._sent = len(self.log.token_ids)
+        self._returned = None
         self.log.finish = None  # an end that could not be sent is replaced
         is_cancel = isinstance(error, Cancelled)
         reason = types.FINISH_REASON_CANCELLED if is_cancel else types.FINISH_REASON_ERROR
         self.finish(reason, error=None if is_cancel else error)
+        if self._calls is not None:
+            self._calls.drop()
 
     def release(self) -> None:
         """Free the work on the task executor, if any is left there."""
@@ -192,8 +258,13 @@ class Choice:
 
     def drain_into(self, columns: Columns) -> None:
         self._is_offered = False
+        if self._returned is not None and not self._send_prompt(columns):
+            return
         log, start = self.log, self._sent
         end = min(len(log.token_ids), self._limit)
+        if self._details is not None and end > start:
+            end = min(end, start + DETAILED_TOKENS_MAX)
+            columns.add_details(self._details.take(len(columns.handles), log.token_ids, end))
         if end > start:
             self._sent = end
             columns.handles.append(self._job.handle)
@@ -204,10 +275,35 @@ class Choice:
             columns.texts += log.texts[start:end]
             columns.logprobs += log.logprobs[start:end]
             columns.incarnations.append(self.incarnation)
+            if self._calls is not None:
+                columns.tool_calls += self._calls.take(end)
         if log.finish is not None and self._sent == len(log.token_ids) and not self.is_done:
             self.is_done = True
             columns.finished.append(log.finish)
+            if self._calls is not None:
+                columns.tool_calls += self._calls.take(_UNLIMITED)
             self._job.choice_sent()
+        elif self._details is not None:
+            self._offer_if_due()
+
+    @property
+    def _came_to_nothing(self) -> bool:
+        end = self.log.finish
+        has_failed = end is not None and end.reason == types.FINISH_REASON_ERROR
+        return has_failed or (end is not None and not self.num_new_tokens)
+
+    def _send_prompt(self, columns: Columns) -> bool:
+        """False where that failed: the choice has another end now."""
+        returned, self._returned = self._returned, None
+        if returned is None or (self._came_to_nothing and not returned.is_complete):
+            return True
+        try:
+            columns.add_prompt(returned.to_proto(self._job.handle, self.index))
+        except DeepFlowError as error:
+            self.log.finish = None  # an end that does not hold is replaced
+            self._give_up(error)
+            return False
+        return True
 
     def _offer_if_due(self) -> None:
         has_tokens = self._sent < min(len(self.log.token_ids), self._limit)
@@ -225,13 +321,15 @@ class Choice:
         text = self._detokenizer.flush()
         if self._matcher is None:
             return text, False
-        text = self._matcher.push(text)
-        return text + self._matcher.flush(), bool(self._matcher.matched)
+        return self._matcher.finish(text), bool(self._matcher.matched)
 
     def _fail_on_gap(self, first_index: int) -> None:
         count = len(self.log.token_ids)
         if first_index < count:
             return  # repeated: we have it
+        self._give_up(Internal(f"token {first_index} came where token {count} was due"))
+
+    def _give_up(self, error: DeepFlowError) -> None:
+        """What the task executor told cannot be used."""
         self.release()
-        gap = Internal(f"token {first_index} came where token {count} was due")
-        self._job.choice_failed(self, gap)
+        self._job.choice_failed(self, error)

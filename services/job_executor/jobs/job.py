@@ -19,10 +19,24 @@ from services.job_executor import metrics
 from services.job_executor.jobs.choice import Choice
 from services.job_executor.jobs.outbox import Outbox
 from services.job_executor.jobs.parts import Parts
-from services.job_executor.jobs.planning import Limits, PlannedTask, kind_of, make_task, plan
+from services.job_executor.jobs.planning import (
+    Limits,
+    PlannedTask,
+    kind_of,
+    make_task,
+    plan,
+    returns_prompt,
+)
+from services.job_executor.jobs.returned_prompt import ReturnedPrompt
+from services.job_executor.jobs.sampling import ending_ids
 from services.job_executor.jobs.token_log import JobLog
 from services.job_executor.scheduling.policy import RequestFeatures
+from services.job_executor.tokenizer.detokenizer import Detokenizer
 from services.job_executor.tokenizer.library import ServedModel
+from services.job_executor.tokenizer.model_tokenizer import ModelTokenizer
+from services.job_executor.tokenizer.token_bytes import TokenBytes
+from services.job_executor.tools.answer import AnswerCalls
+from services.job_executor.tools.use import ToolUse, use_tools
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +59,7 @@ class Job:
         self._on_end = on_end
         self._choices: list[Choice] = []
         self._planned: list[PlannedTask] = []
+        self._tools: ToolUse | None = None
         self._num_accepted = 0
         self._num_sent = 0
         self._is_admitted = False
@@ -88,9 +103,9 @@ class Job:
         try:
             model = await self._parts.library.get(self._request.model)
             await self._parts.links.settle(model.name)
-            self._planned = await plan(
-                self._request, model, self._parts.pool, self._limits_of(model)
-            )
+            limits = Limits(self._parts.tasks_per_job_max, self._parts.tokens_max(model))
+            self._tools = await use_tools(self._request, model, self._parts.pool)
+            self._planned = await plan(self._request, model, self._parts.pool, limits)
             self._make_choices(model)
             for choice in self._choices:
                 self._place(choice)
@@ -100,26 +115,39 @@ class Job:
             log.exception("job failed", extra=self._names)
             self._end_all(Internal("the job executor failed on this request"))
 
-    def _limits_of(self, model: ServedModel) -> Limits:
-        known = (model.deployment.facts.context_length, self._parts.links.tokens_max(model.name))
-        limits = [limit for limit in known if limit]
-        if not limits:
-            raise Unavailable(f"the context length of {model.name} is unknown")
-        return Limits(self._parts.tasks_per_job_max, min(limits))
-
     def _make_choices(self, model: ServedModel) -> None:
         self._span.set(prompt_tokens=sum(len(task.prompt) for task in self._planned))
+        sampling, tokenizer = self._request.sampling, model.tokenizer
+        ends = ending_ids(sampling, model.deployment.facts)
         for planned in self._planned:
             choice = Choice(
                 self,
                 planned.choice_index,
                 planned.prompt,
-                detokenizer=model.tokenizer.new_detokenizer(),
-                stops=list(self._request.sampling.stop),
+                detokenizer=self._new_detokenizer(tokenizer, ends),
+                stops=list(sampling.stop),
                 window=self._window,
+                min_tokens=sampling.min_tokens,
+                details=tokenizer.token_bytes if sampling.HasField("logprobs") else None,
+                returned=self._returned_prompt(planned, tokenizer.token_bytes),
+                calls=self._new_calls(planned.choice_index),
             )
             choice.resume(planned.resume)
             self._choices.append(choice)
+
+    def _new_detokenizer(self, tokenizer: ModelTokenizer, ends: frozenset[int]) -> Detokenizer:
+        shows_special = self._request.sampling.show_special_tokens
+        detokenizer = tokenizer.new_detokenizer(shows_special=shows_special, ends=ends)
+        return self._tools.detokenizer(detokenizer) if self._tools is not None else detokenizer
+
+    def _new_calls(self, choice_index: int) -> AnswerCalls | None:
+        return self._tools.new_calls(self.handle, choice_index) if self._tools is not None else None
+
+    def _returned_prompt(self, planned: PlannedTask, spell: TokenBytes) -> ReturnedPrompt | None:
+        if not returns_prompt(self._request):
+            return None
+        wants_logprobs = self._request.sampling.HasField("prompt_logprobs")
+        return ReturnedPrompt(planned.prompt, planned.text, spell, wants_logprobs=wants_logprobs)
 
     def _place(self, choice: Choice, excluded: frozenset[str] = frozenset()) -> None:
         """Raises Unavailable where no task executor can take it."""

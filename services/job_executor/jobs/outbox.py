@@ -8,20 +8,28 @@ from typing import Protocol
 
 from deepflow.v1 import jobs_pb2
 
+# A message that carries more than this of details and prompts is closed.
+EXTRA_BYTES_MAX = 4 * 1024 * 1024
+
 
 class Columns:
     """One JobTokenBatch in the making."""
 
     __slots__ = (
         "choice_indexes",
+        "details",
+        "embeddings",
         "finished",
         "first_indexes",
         "handles",
         "incarnations",
         "logprobs",
+        "num_extra_bytes",
+        "prompts",
         "texts",
         "token_counts",
         "token_ids",
+        "tool_calls",
     )
 
     def __init__(self) -> None:
@@ -34,8 +42,26 @@ class Columns:
         self.logprobs: list[float] = []
         self.incarnations: list[int] = []
         self.finished: list[jobs_pb2.ChoiceFinished] = []
+        self.details: list[jobs_pb2.TokenDetails] = []
+        self.prompts: list[jobs_pb2.ChoicePrompt] = []
+        self.tool_calls: list[jobs_pb2.ToolCallDelta] = []
+        self.embeddings: list[jobs_pb2.JobEmbedding] = []  # each a message of its own
+        self.num_extra_bytes = 0  # of details and prompts: all else is small
 
-    def to_response(self) -> jobs_pb2.JobsResponse:
+    def add_details(self, details: jobs_pb2.TokenDetails) -> None:
+        self.details.append(details)
+        self.num_extra_bytes += details.ByteSize()
+
+    def add_prompt(self, prompt: jobs_pb2.ChoicePrompt) -> None:
+        self.prompts.append(prompt)
+        self.num_extra_bytes += prompt.ByteSize()
+
+    def to_responses(self) -> list[jobs_pb2.JobsResponse]:
+        """Nothing to send is no message."""
+        responses = [self._tokens()] if self.handles or self.finished else []
+        return responses + [jobs_pb2.JobsResponse(embedding=it) for it in self.embeddings]
+
+    def _tokens(self) -> jobs_pb2.JobsResponse:
         return jobs_pb2.JobsResponse(
             tokens=jobs_pb2.JobTokenBatch(
                 handles=self.handles,
@@ -47,6 +73,9 @@ class Columns:
                 logprobs=self.logprobs,
                 finished=self.finished,
                 te_incarnations=self.incarnations,
+                details=self.details,
+                prompts=self.prompts,
+                tool_calls=self.tool_calls,
             )
         )
 
@@ -83,6 +112,7 @@ class Outbox:
         columns = Columns()
         for source in sources:
             source.drain_into(columns)
-        if columns.handles or columns.finished:
-            responses.append(columns.to_response())
-        return responses
+            if columns.num_extra_bytes > EXTRA_BYTES_MAX:
+                responses += columns.to_responses()
+                columns = Columns()
+        return responses + columns.to_responses()

@@ -8,10 +8,13 @@ from deepflow.errors import InvalidRequest
 from deepflow.ids import new_id
 from deepflow.v1 import jobs_pb2, tasks_pb2
 from deepflow.v1 import types_pb2 as types
-from services.job_executor.jobs import chat, completion
+from services.job_executor.jobs import chat, completion, sampling
 from services.job_executor.tokenizer.library import ServedModel
 from services.job_executor.tokenizer.model_tokenizer import PromptTooLong
 from services.job_executor.tokenizer.pool import WorkPool
+
+# Fewer tokens are decoded faster than a thread is woken.
+INLINE_TOKENS_MAX = 512
 
 MakePrompts = Callable[[Any, ServedModel, WorkPool, int], Awaitable[list[list[int]]]]
 
@@ -36,6 +39,7 @@ class PlannedTask:
     prompt: list[int]
     max_tokens: int
     resume: list[int]
+    text: str = ""  # of the prompt, where the client asked for it
 
 
 def kind_of(job: jobs_pb2.Job) -> str:
@@ -46,24 +50,33 @@ def kind_of(job: jobs_pb2.Job) -> str:
 async def plan(
     job: jobs_pb2.Job, model: ServedModel, pool: WorkPool, limits: Limits
 ) -> list[PlannedTask]:
-    """One task per choice; choice index = prompt index * n + k. Raises InvalidRequest."""
+    """One task per choice; choice index = prompt index * n + k. Raises InvalidRequest.
+
+    Fills in what the job's sampling leaves to the model's author.
+    """
     kind = kind_of(job)
     if kind not in _KINDS:
         raise InvalidRequest(f"a job needs an input: {' or '.join(_KINDS)}", param="input")
     make_prompts, param = _KINDS[kind]
     choices_per_prompt = max(job.n, 1)
     _check_count(job, choices_per_prompt, limits.tasks_per_job_max)
+    sampling.check(job.sampling, model.vocab_size)
     try:
         prompts = await make_prompts(getattr(job, kind), model, pool, limits.tokens_max)
     except PromptTooLong as error:
-        raise _too_long(str(error), limits.tokens_max, param) from error
+        raise too_long(str(error), limits.tokens_max, param) from error
+    rooms = [_room(prompt, limits.tokens_max, param) for prompt in prompts]
+    prompt_tokens = sum(len(prompt) for prompt in prompts) * choices_per_prompt
+    sampling.check_prompt_logprobs(job.sampling, prompt_tokens)
+    texts = await _texts(job, prompts, model, pool) if returns_prompt(job) else [""] * len(prompts)
+    defaults = model.deployment.facts.defaults
+    job.sampling.CopyFrom(sampling.complete(job.sampling, defaults))
     resumed = {point.choice_index: list(point.resume_token_ids) for point in job.resume}
     tasks: list[PlannedTask] = []
-    for prompt in prompts:
-        room = _room(prompt, limits.tokens_max, param)
-        max_tokens = min(job.sampling.max_tokens or room, room)
+    for prompt, room, text in zip(prompts, rooms, texts, strict=True):
+        max_tokens = sampling.max_tokens_of(job.sampling, defaults, room)
         for index in range(len(tasks), len(tasks) + choices_per_prompt):
-            tasks.append(PlannedTask(index, prompt, max_tokens, resumed.get(index, [])))
+            tasks.append(PlannedTask(index, prompt, max_tokens, resumed.get(index, []), text))
     return tasks
 
 
@@ -87,6 +100,26 @@ def make_task(
     return task
 
 
+def returns_prompt(job: jobs_pb2.Job) -> bool:
+    """Logprobs of a prompt that nobody gets would be computed for nothing."""
+    return job.return_prompt or job.sampling.HasField("prompt_logprobs")
+
+
+async def _texts(
+    job: jobs_pb2.Job, prompts: list[list[int]], model: ServedModel, pool: WorkPool
+) -> list[str]:
+    """The prompts as text: as they were given, decoded where they came as ids or messages."""
+    given = [prompt.text for prompt in job.completion.prompts] or [""] * len(prompts)
+
+    def decode_all() -> list[str]:
+        decode = model.tokenizer.decode
+        return [text or decode(ids) for text, ids in zip(given, prompts, strict=True)]
+
+    if all(given) or sum(map(len, prompts)) < INLINE_TOKENS_MAX:
+        return decode_all()
+    return await pool.run(decode_all)
+
+
 def _check_count(job: jobs_pb2.Job, choices_per_prompt: int, limit: int) -> None:
     num_prompts = max(len(job.completion.prompts), 1)
     num_tasks = num_prompts * choices_per_prompt
@@ -103,11 +136,11 @@ def _room(prompt: list[int], tokens_max: int, param: str) -> int:
     if not prompt:
         raise InvalidRequest(f"{param} must not be empty", param=param)
     if len(prompt) + 1 > tokens_max:
-        raise _too_long(f"{len(prompt)} tokens", tokens_max, param)
+        raise too_long(f"{len(prompt)} tokens", tokens_max, param)
     return tokens_max - len(prompt)
 
 
-def _too_long(amount: str, tokens_max: int, param: str) -> InvalidRequest:
+def too_long(amount: str, tokens_max: int, param: str) -> InvalidRequest:
     return InvalidRequest(
         f"This model's maximum context length is {tokens_max} tokens. However, your {param} "
         f"resulted in {amount}, and at least one is needed for the answer. "

@@ -9,7 +9,7 @@ from deepflow.errors import DeepFlowError, InvalidRequest, Unavailable, to_proto
 from deepflow.lifecycle import Lifecycle
 from deepflow.rpc import abort
 from deepflow.v1 import jobs_pb2
-from deepflow.v1.jobs_pb2_grpc import JobExecutorServiceServicer
+from services.job_executor.jobs.embedding import EmbeddingJob
 from services.job_executor.jobs.job import Job
 from services.job_executor.jobs.outbox import Outbox
 from services.job_executor.jobs.parts import Parts
@@ -25,7 +25,7 @@ class JobsStream:
     def __init__(self, streams: "JobStreams") -> None:
         self._streams = streams
         self.outbox = Outbox()
-        self.jobs: dict[int, Job] = {}
+        self.jobs: dict[int, Job | EmbeddingJob] = {}
 
     async def read(self, requests: AsyncIterator[jobs_pb2.JobsRequest]) -> None:
         async for request in requests:
@@ -68,17 +68,18 @@ class JobsStream:
             refused = jobs_pb2.JobRefused(handle=submit.handle, error=to_proto(error))
             self.outbox.answer(jobs_pb2.JobsResponse(refused=refused))
             return
-        job = Job(submit, self.outbox, self._streams.parts, self._forget)
+        kind = EmbeddingJob if submit.job.HasField("embedding") else Job
+        job = kind(submit, self.outbox, self._streams.parts, self._forget)
         self.jobs[submit.handle] = job
         job.start()
 
-    def _forget(self, job: Job) -> None:
+    def _forget(self, job: Job | EmbeddingJob) -> None:
         del self.jobs[job.handle]
         self._streams.job_ended()
 
 
-class JobStreams(JobExecutorServiceServicer):
-    """Serves JobExecutorService.Jobs."""
+class JobStreams:
+    """All gateways, and what bounds them together."""
 
     def __init__(
         self, parts: Parts, lifecycle: Lifecycle, *, jobs_max: int, incarnation: int
@@ -93,14 +94,14 @@ class JobStreams(JobExecutorServiceServicer):
         )
 
     @property
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[Job | EmbeddingJob]:
         return [job for stream in self._streams for job in stream.jobs.values()]
 
     @property
     def num_jobs(self) -> int:
         return sum(len(stream.jobs) for stream in self._streams)
 
-    async def Jobs(  # type: ignore[override]  # the stub knows only generators
+    async def serve(
         self, request_iterator: AsyncIterator[jobs_pb2.JobsRequest], context: Any
     ) -> None:
         """One gateway, until either side ends the stream; its end ends every job on it."""

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from deepflow.v1 import jobs_pb2
+from services.job_executor.jobs.details import Alternatives
 
 # Per token: id and logprob of 4 bytes, a reference to a text that is mostly shared.
 TOKEN_BYTES = 16
@@ -18,11 +19,13 @@ class ChoiceLog:
     token_ids: "array[int]" = field(default_factory=lambda: array("I"))
     texts: list[str] = field(default_factory=list)
     logprobs: "array[float]" = field(default_factory=lambda: array("f"))
+    alternatives: Alternatives | None = None  # where the client asked for logprobs
     finish: jobs_pb2.ChoiceFinished | None = None
 
     @property
     def num_bytes(self) -> int:
-        return CHOICE_BYTES + len(self.token_ids) * TOKEN_BYTES
+        beside = self.alternatives.num_bytes if self.alternatives is not None else 0
+        return CHOICE_BYTES + len(self.token_ids) * TOKEN_BYTES + beside
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,12 @@ class TaskOwner(Protocol):
     def take(self, first_index: int, token_id: int, logprob: float) -> None:
         """One token; `first_index` is its absolute index within the choice."""
 
+    def alternatives(self, index: int, token_ids: list[int], logprobs: list[float]) -> None:
+        """What might have been drawn instead of the token that comes next, likeliest first."""
+
+    def prompt_logprobs(self, told: tasks_pb2.PromptLogprobs) -> None:
+        """Of consecutive tokens of the prompt; all of them come before the first token."""
+
     def finished(self, end: tasks_pb2.TaskFinished) -> None:
         """The task executor ended the task."""
 

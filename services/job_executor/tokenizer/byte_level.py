@@ -44,6 +44,14 @@ class ByteTable:
             self.texts[token_id] = None
             self.parts[token_id] = content
 
+    def showing(self, texts: Mapping[int, str]) -> "ByteTable":
+        """The same table, but that these tokens stand for these texts."""
+        table = ByteTable({}, frozenset())
+        table.texts, table.parts = list(self.texts), self.parts
+        for token_id, text in texts.items():
+            table.texts[token_id] = text
+        return table
+
     def bytes_of(self, token_id: int) -> bytes:
         if token_id >= len(self.texts):
             return b""

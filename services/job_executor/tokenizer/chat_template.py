@@ -1,74 +1,107 @@
 """A model's chat template: sandboxed, immutable, from the model folder only."""
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from deepflow.core.model_folder import ModelFolderError, read_json
 from deepflow.errors import InvalidRequest
+from services.job_executor.tokenizer.template_program import TemplateProgram
 
 TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TEMPLATE_BYTES_MAX = 1_000_000
-_DEFAULT = "default"
+_DEFAULT, _TOOL_USE = "default", "tool_use"
+
+ADDS_TURN, CONTINUES = "add_generation_prompt", "continue_final_message"
+ARGUMENTS_PARAM = "chat_template_kwargs"
+# What a template takes from us alone.
+RESERVED = frozenset(("messages", "tools", "raise_exception", "strftime_now", "self"))
 
 
 class ChatTemplate:
     """Compiled once, rendered by any thread."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        from jinja2 import TemplateError  # late: only a process that serves chat needs it
-
-        try:
-            self._template = _environment().from_string(source)
-        except TemplateError as error:
-            raise ModelFolderError(f"the chat template does not compile: {error}") from error
+    def __init__(
+        self, source: str, special_tokens: Mapping[str, str], *, tools_source: str = ""
+    ) -> None:
+        """`tools_source` is the template for chats with tools, where the model has one apart."""
+        self.tools_source = tools_source or source
         self._special_tokens = dict(special_tokens)
+        self._plain = TemplateProgram(source)
+        self._with_tools = TemplateProgram(tools_source) if tools_source else self._plain
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt, ready for the assistant's turn. Raises InvalidRequest for bad messages."""
-        from jinja2 import TemplateError
+    @property
+    def knows_tools(self) -> bool:
+        """Whether it would show a model the tools of a chat."""
+        return self._with_tools.mentions("tools")
 
-        try:
-            text: str = self._template.render(
-                messages=messages,
-                tools=None,
-                documents=None,
-                add_generation_prompt=True,
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt, ready for the assistant's turn. Raises InvalidRequest for bad messages.
+
+        `arguments` are further variables; two of them mean what they mean to transformers:
+        add_generation_prompt and continue_final_message.
+        """
+        variables = dict(arguments or {})
+        self._check_arguments(variables)
+        goes_on = _flag(variables, CONTINUES, default=False)
+        adds_turn = _flag(variables, ADDS_TURN, default=not goes_on)
+        if goes_on and adds_turn:
+            raise _bad_argument(CONTINUES, "cannot be true beside add_generation_prompt")
+        program = self._with_tools if tools else self._plain
+        roles = messages if program.mentions("developer") else [_known_role(m) for m in messages]
+        text = program.run(
+            {
+                "documents": None,
+                **variables,
                 **self._special_tokens,
-            )
-        # A template is a program over the client's messages: these are all it can end in.
-        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-            raise InvalidRequest(
-                f"the model's chat template refuses these messages: {error}",
-                param="messages",
-                reason="chat_template_error",
-            ) from error
-        return text
+                "messages": roles,
+                "tools": tools or None,
+                ADDS_TURN: adds_turn,
+            }
+        )
+        return _cut_behind_last(text, messages) if goes_on else text
+
+    def _check_arguments(self, arguments: Mapping[str, Any]) -> None:
+        for name in arguments:
+            if name in RESERVED or name.endswith("_token") or name in self._special_tokens:
+                raise _bad_argument(name, "is not yours to set: it belongs to the chat template")
 
 
 def read_chat_template(folder: Path) -> ChatTemplate | None:
     """chat_template.jinja wins over tokenizer_config.json; None where the model has neither."""
     config = read_json(folder, TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
-    source = _template_source(folder, config)
-    return ChatTemplate(source, _special_tokens(config)) if source else None
+    source, tools_source = _template_sources(folder, config)
+    if not source:
+        return None
+    return ChatTemplate(source, _special_tokens(config), tools_source=tools_source)
 
 
-def _template_source(folder: Path, config: Mapping[str, Any]) -> str:
+def _template_sources(folder: Path, config: Mapping[str, Any]) -> tuple[str, str]:
+    """The template, and the one for chats with tools where that is another one."""
     file = folder / TEMPLATE_FILE
     if file.is_file():
         if file.stat().st_size > TEMPLATE_BYTES_MAX:
             raise ModelFolderError(f"{file}: larger than {TEMPLATE_BYTES_MAX} bytes")
-        return file.read_text()
+        return file.read_text(), ""
     value = config.get("chat_template") or ""
+    named: dict[str, Any] = {}
     if isinstance(value, list):
-        named = {item["name"]: item["template"] for item in value}
+        try:
+            named = {item["name"]: item["template"] for item in value}
+        except (TypeError, KeyError) as error:
+            where = folder / TOKENIZER_CONFIG
+            raise ModelFolderError(f"{where}: chat_template needs name and template") from error
         value = named.get(_DEFAULT) or next(iter(named.values()), "")
-    if not isinstance(value, str):
+    sources = (value, named.get(_TOOL_USE, ""))
+    if not all(isinstance(source, str) for source in sources):
         raise ModelFolderError(f"{folder / TOKENIZER_CONFIG}: chat_template is no text")
-    return value
+    return sources
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
@@ -81,38 +114,29 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     return tokens
 
 
-def _environment() -> Any:
-    """As transformers builds it, so that templates written for that render the same here."""
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
+def _known_role(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What OpenAI calls the developer's message is a system message to everybody else."""
+    return {**message, "role": "system"} if message.get("role") == "developer" else message
 
 
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """jinja's own escapes HTML, which no model was trained on."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+def _cut_behind_last(text: str, messages: Sequence[Mapping[str, Any]]) -> str:
+    """Without what the template writes behind the last message, so that the model goes on in it."""
+    last = messages[-1].get("content") or ""
+    start = text.rfind(last.strip())
+    if not last.strip() or start < 0:
+        raise _bad_argument(CONTINUES, "needs a last message whose text the template shows")
+    # Some templates strip messages; the blanks of one that does not belong to it.
+    kept = last.lstrip()
+    return text[: start + len(kept if text.startswith(kept, start) else last.strip())]
 
 
-def _raise_exception(message: str) -> NoReturn:
-    from jinja2 import TemplateError
+def _flag(arguments: dict[str, Any], name: str, *, default: bool) -> bool:
+    value = arguments.pop(name, default)
+    if not isinstance(value, bool):
+        raise _bad_argument(name, "must be true or false")
+    return value
 
-    raise TemplateError(message)
 
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
+def _bad_argument(name: str, problem: str) -> InvalidRequest:
+    param = f"{ARGUMENTS_PARAM}.{name[:64]}"
+    return InvalidRequest(f"{param} {problem}", param=param)

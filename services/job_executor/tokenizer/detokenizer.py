@@ -60,12 +60,15 @@ class WindowDetokenizer:
     a text (dropping its space) happens to both decodings alike.
     """
 
-    __slots__ = ("_done", "_ids", "_prefix", "_silent", "_tokenizer")
+    __slots__ = ("_done", "_hides_special", "_ids", "_prefix", "_silent", "_tokenizer")
 
-    def __init__(self, tokenizer: Any, silent: frozenset[int]) -> None:
+    def __init__(
+        self, tokenizer: Any, silent: frozenset[int], *, hides_special: bool = True
+    ) -> None:
         """`silent` are the ids that stand for nothing; they never enter the window."""
         self._tokenizer = tokenizer
         self._silent = silent
+        self._hides_special = hides_special
         self._ids: list[int] = []
         self._done = 0
         self._prefix = ""
@@ -88,7 +91,7 @@ class WindowDetokenizer:
         return len(self._ids) - self._done
 
     def _decode(self) -> str:
-        return str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
+        return str(self._tokenizer.decode(self._ids, skip_special_tokens=self._hides_special))
 
     def _give_out(self, text: str) -> str:
         piece = text[len(self._prefix) :]
@@ -96,3 +99,19 @@ class WindowDetokenizer:
         self._done = len(self._ids)
         self._prefix = self._decode()
         return piece
+
+
+class EndingDetokenizer:
+    """Another one, but that the tokens which end an answer are no part of its text."""
+
+    __slots__ = ("_ends", "_inner")
+
+    def __init__(self, inner: Detokenizer, ends: frozenset[int]) -> None:
+        self._inner = inner
+        self._ends = ends
+
+    def push(self, token_id: int) -> str:
+        return "" if token_id in self._ends else self._inner.push(token_id)
+
+    def flush(self) -> str:
+        return self._inner.flush()

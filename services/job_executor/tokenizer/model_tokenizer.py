@@ -9,8 +9,10 @@ from services.job_executor.tokenizer.chat_template import ChatTemplate, read_cha
 from services.job_executor.tokenizer.detokenizer import (
     ByteLevelDetokenizer,
     Detokenizer,
+    EndingDetokenizer,
     WindowDetokenizer,
 )
+from services.job_executor.tokenizer.token_bytes import TokenBytes, spelling_of
 
 TOKENIZER_FILE = "tokenizer.json"
 # Most tokens are shorter; a text longer than its limit times this is probed before it is encoded.
@@ -39,13 +41,16 @@ class ModelTokenizer:
         self.template = template
         vocabulary: dict[str, int] = inner.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
-        self._silent = frozenset(
-            token_id
-            for token_id, token in inner.get_added_tokens_decoder().items()
-            if token.special
-        )
+        added = inner.get_added_tokens_decoder()
+        special = {token_id: token.content for token_id, token in added.items() if token.special}
+        self._silent = frozenset(special)
         is_byte_level = isinstance(inner.decoder, decoders.ByteLevel)
         self._table = ByteTable(vocabulary, self._silent) if is_byte_level else None
+        self._table_with_special = self._table.showing(special) if self._table else None
+        # What each token stands for on its own; an id without a token stands for nothing.
+        self.token_bytes = TokenBytes(
+            inner.id_to_token, special, spelling_of(inner.decoder, is_byte_level=is_byte_level)
+        )
 
     @classmethod
     def from_folder(cls, folder: Path) -> "ModelTokenizer":
@@ -78,7 +83,31 @@ class ModelTokenizer:
         ids: list[int] = self._inner.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
-    def new_detokenizer(self) -> Detokenizer:
-        if self._table is not None:
-            return ByteLevelDetokenizer(self._table)
+    def decode(self, token_ids: list[int]) -> str:
+        """The text of a whole sequence, special tokens included."""
+        return str(self._inner.decode(token_ids, skip_special_tokens=False))
+
+    def spell(self, token_ids: list[int]) -> list[str]:
+        """The tokens as the vocabulary writes them; empty where it has none."""
+        return [self._inner.id_to_token(token_id) or "" for token_id in token_ids]
+
+    def id_of(self, token: str) -> int | None:
+        """The token that is spelled like this in the vocabulary, where there is one."""
+        token_id: int | None = self._inner.token_to_id(token)
+        return token_id
+
+    def new_detokenizer(
+        self, *, shows_special: bool = False, ends: frozenset[int] = frozenset()
+    ) -> Detokenizer:
+        """`ends` are tokens that end the answer; they are no part of its text."""
+        detokenizer = self._new_detokenizer(shows_special)
+        shown_ends = ends if shows_special else ends - self._silent
+        return EndingDetokenizer(detokenizer, shown_ends) if shown_ends else detokenizer
+
+    def _new_detokenizer(self, shows_special: bool) -> Detokenizer:
+        table = self._table_with_special if shows_special else self._table
+        if table is not None:
+            return ByteLevelDetokenizer(table)
+        if shows_special:
+            return WindowDetokenizer(self._inner, frozenset(), hides_special=False)
         return WindowDetokenizer(self._inner, self._silent)

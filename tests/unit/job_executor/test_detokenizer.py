@@ -33,6 +33,36 @@ def test_metaspace_pieces_are_the_decoded_text(ids: list[int]) -> None:
     assert "".join(pieces_of(METASPACE, ids)) == expected
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(0, BYTE_LEVEL.get_vocab_size() - 1), max_size=40))
+@pytest.mark.parametrize("inner", [BYTE_LEVEL, METASPACE], ids=["byte-level", "metaspace"])
+def test_shown_special_tokens_are_part_of_the_decoded_text(
+    inner: Tokenizer, ids: list[int]
+) -> None:
+    tokenizer = ModelTokenizer(inner, None)
+    detokenizer = tokenizer.new_detokenizer(shows_special=True)
+    text = "".join([detokenizer.push(token_id) for token_id in ids] + [detokenizer.flush()])
+    assert text == inner.decode(ids, skip_special_tokens=False) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("inner", [BYTE_LEVEL, METASPACE], ids=["byte-level", "metaspace"])
+def test_a_token_that_ends_the_answer_has_no_text(inner: Tokenizer) -> None:
+    tokenizer = ModelTokenizer(inner, None)
+    word = inner.encode("task", add_special_tokens=False).ids
+    (end,) = inner.encode("<eos>", add_special_tokens=False).ids
+    for shows_special in (True, False):
+        detokenizer = tokenizer.new_detokenizer(
+            shows_special=shows_special, ends=frozenset((end, word[-1]))
+        )
+        text = "".join(detokenizer.push(token_id) for token_id in [end, *word, end])
+        assert text + detokenizer.flush() == inner.decode(word[:-1])
+
+
+def test_a_hidden_end_costs_nothing() -> None:
+    detokenizer = ModelTokenizer(BYTE_LEVEL, None).new_detokenizer(ends=frozenset((1,)))
+    assert isinstance(detokenizer, ByteLevelDetokenizer)
+
+
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("inner", [BYTE_LEVEL, METASPACE], ids=["byte-level", "metaspace"])
 def test_text_survives(inner: Tokenizer, text: str) -> None:
