@@ -1,10 +1,15 @@
 """What the view says to a gateway: which models exist, and who can work on them."""
 
-from deepflow.errors import NotFound, Unavailable
+from deepflow.errors import InvalidRequest, NotFound, Unavailable
 from deepflow.v1 import cluster_pb2 as cluster
 from deepflow.v1 import types_pb2 as types
 
 RETRY_AFTER_SECONDS = 1.0
+
+_TASKS: dict[int, str] = {
+    cluster.MODEL_TASK_GENERATE: "generates text; ask it at /v1/chat/completions",
+    cluster.MODEL_TASK_EMBED: "makes embeddings and generates no text; ask it at /v1/embeddings",
+}
 
 
 class Catalog:
@@ -32,6 +37,14 @@ class Catalog:
                 reason="model_not_found",
             )
         return found
+
+    def require_task(self, model: str, task: cluster.ModelTask.ValueType) -> None:
+        """Whether the model does what the route is for; one that does not say does anything."""
+        said = self.deployment(model).facts.task
+        if said not in (task, cluster.MODEL_TASK_UNSPECIFIED):
+            raise InvalidRequest(
+                f"the model {model!r} {_TASKS[said]}", param="model", reason="model_not_supported"
+            )
 
     def require_view(self) -> None:
         if not self.is_known:

@@ -30,10 +30,34 @@ class GatewayConfig(ServiceConfig):
 
     n_max: int = Field(16, ge=1, description="Largest n, the choices per prompt.")
     prompts_max: int = Field(64, ge=1, description="Prompts in one completion request.")
+    embedding_inputs_max: int = Field(
+        2048, ge=1, description="Inputs of one request for embeddings."
+    )
+    vectors_max: int = Field(
+        16384,
+        ge=1,
+        description="Inputs of all requests for embeddings at one time; one more gets 503.",
+    )
     choices_max: int = Field(128, ge=1, description="Prompts times n of one request.")
     messages_max: int = Field(4096, ge=1, description="Messages in one chat request.")
     stop_strings_max: int = Field(4, ge=1, description="Stop strings of one request.")
     stop_characters_max: int = Field(256, ge=1, description="Characters of one stop string.")
+
+    grammar_bytes_max: int = Field(
+        128 * 1024,
+        ge=64,
+        description="JSON schema, expression or choices of one field that binds the answer.",
+    )
+    template_bytes_max: int = Field(
+        16 * 1024, ge=64, description="The variables for a chat template, as JSON."
+    )
+
+    tokenizations_max: int = Field(
+        64, ge=1, description="Calls of /tokenize and /detokenize at one time; one more gets 503."
+    )
+    tokenize_seconds_max: float = Field(
+        10.0, gt=0, description="How long a job executor may take to tokenize."
+    )
 
     jobs_max: int = Field(
         4096, ge=1, description="Jobs of this gateway that run or wait; one more gets 503."
@@ -58,8 +82,12 @@ class GatewayConfig(ServiceConfig):
         return Limits(
             n=self.n_max,
             prompts=self.prompts_max,
+            embedding_inputs=self.embedding_inputs_max,
             choices=self.choices_max,
             messages=self.messages_max,
             stop_strings=self.stop_strings_max,
             stop_characters=self.stop_characters_max,
+            json_depth=self.json_depth_max,
+            grammar_bytes=self.grammar_bytes_max,
+            template_bytes=self.template_bytes_max,
         )

@@ -5,6 +5,7 @@ import hashlib
 from deepflow import clock, ids
 from deepflow.v1 import jobs_pb2 as jobs
 from deepflow.v1 import types_pb2 as types
+from services.gateway.schema.embedding import EmbeddingRequest
 from services.gateway.schema.request import GenerationRequest
 
 TENANT = "default"
@@ -21,17 +22,11 @@ def make_job(
     job = jobs.Job(
         id=ids.new_id("job"),
         attempt_epoch=1,
-        context=types.WorkContext(
-            request_id=request_id,
-            tenant=TENANT,
-            cache_salt=cache_salt(TENANT),
-            service_class=types.SERVICE_CLASS_INTERACTIVE,
-            deadline_unix_ms=clock.unix_ms() + int(seconds_max * 1000),
-            trace=trace,
-        ),
+        context=_context(request_id, trace, seconds_max),
         model=request.model,
         sampling=_sampling(request),
         n=request.n,
+        return_prompt=request.return_prompt,
     )
     if isinstance(request.work, jobs.ChatInput):
         job.chat.CopyFrom(request.work)
@@ -40,18 +35,41 @@ def make_job(
     return job
 
 
+def make_embedding_job(
+    request: EmbeddingRequest,
+    *,
+    request_id: str,
+    trace: types.TraceContext,
+    seconds_max: float,
+) -> jobs.Job:
+    return jobs.Job(
+        id=ids.new_id("job"),
+        attempt_epoch=1,
+        context=_context(request_id, trace, seconds_max),
+        model=request.model,
+        n=1,
+        embedding=jobs.EmbeddingInput(prompts=request.prompts, dimensions=request.dimensions),
+    )
+
+
+def _context(request_id: str, trace: types.TraceContext, seconds_max: float) -> types.WorkContext:
+    return types.WorkContext(
+        request_id=request_id,
+        tenant=TENANT,
+        cache_salt=cache_salt(TENANT),
+        service_class=types.SERVICE_CLASS_INTERACTIVE,
+        deadline_unix_ms=clock.unix_ms() + int(seconds_max * 1000),
+        trace=trace,
+    )
+
+
 def cache_salt(tenant: str) -> bytes:
     """Tenants never share a prefix-cache entry: their block hashes start from different salts."""
     return hashlib.blake2b(tenant.encode(), digest_size=16, person=b"deepflow-tenant").digest()
 
 
 def _sampling(request: GenerationRequest) -> types.SamplingParams:
-    seed = ids.new_seed() if request.seed is None else request.seed & _SEED_MASK
-    return types.SamplingParams(
-        temperature=request.temperature,
-        top_p=request.top_p,
-        seed=seed,
-        max_tokens=request.max_tokens,
-        ignore_eos=request.ignore_eos,
-        stop=request.stop,
-    )
+    sampling = types.SamplingParams()
+    sampling.CopyFrom(request.sampling)
+    sampling.seed = ids.new_seed() if request.seed is None else request.seed & _SEED_MASK
+    return sampling

@@ -13,9 +13,11 @@ from deepflow.v1 import jobs_pb2 as jobs
 from deepflow.v1 import types_pb2 as types
 from services.gateway.catalog import Catalog
 from services.gateway.config import GatewayConfig
+from services.gateway.handlers.embeddings import Embeddings
 from services.gateway.handlers.generate import Generation
 from services.gateway.handlers.models import PREFIX, Models
 from services.gateway.handlers.pages import Pages
+from services.gateway.handlers.tokens import Tokens
 from services.gateway.http.app import Application, Handler
 from services.gateway.http.listener import Listener
 from services.gateway.links.links import Links
@@ -38,6 +40,9 @@ class GatewayServer:
         hello = jobs.JobsHello(gateway_id=self.member.id, incarnation=self.member.incarnation)
         self.links = Links(config, hello)
         self.generation = Generation(
+            config, self.lifecycle, self.links, lambda: self.catalog, self._tracing
+        )
+        self.embeddings = Embeddings(
             config, self.lifecycle, self.links, lambda: self.catalog, self._tracing
         )
         self.application = Application(self._routes())
@@ -72,6 +77,7 @@ class GatewayServer:
     async def drain(self) -> None:
         self.lifecycle.to(types.LIFECYCLE_STATE_DRAINING)
         await self.generation.idle.wait()
+        await self.embeddings.idle.wait()
 
     async def stop(self) -> None:
         await self._listener.close()
@@ -83,9 +89,15 @@ class GatewayServer:
 
     def _routes(self) -> dict[str, tuple[str, Handler]]:
         models, pages = Models(lambda: self.catalog), Pages(self.lifecycle)
+        tokens = Tokens(self._config, self.links, lambda: self.catalog)
         return {
             "/v1/chat/completions": ("POST", self.generation.chat),
             "/v1/completions": ("POST", self.generation.completion),
+            "/v1/tokenize": ("POST", tokens.tokenize),
+            "/tokenize": ("POST", tokens.tokenize),
+            "/v1/detokenize": ("POST", tokens.detokenize),
+            "/detokenize": ("POST", tokens.detokenize),
+            "/v1/embeddings": ("POST", self.embeddings.create),
             "/v1/models": ("GET", models.list),
             PREFIX: ("GET", models.one),
             "/health": ("GET", pages.probe),
@@ -96,4 +108,4 @@ class GatewayServer:
         }
 
     def _fill_load(self, beat: events.Heartbeat) -> None:
-        beat.load.running = self.generation.job_count
+        beat.load.running = self.generation.job_count + self.embeddings.job_count

@@ -9,7 +9,7 @@ from deepflow import clock, ids
 from deepflow.errors import Cancelled, DeadlineExceeded, Unavailable
 from deepflow.lifecycle import Lifecycle
 from deepflow.telemetry import Span, Tracing
-from deepflow.v1 import jobs_pb2 as jobs
+from deepflow.v1 import cluster_pb2 as cluster
 from services.gateway import metrics
 from services.gateway.catalog import RETRY_AFTER_SECONDS, Catalog
 from services.gateway.config import GatewayConfig
@@ -18,12 +18,13 @@ from services.gateway.jobs import make_job
 from services.gateway.links.links import Links
 from services.gateway.links.run import Answer, JobRun
 from services.gateway.schema.body import parse_object
-from services.gateway.schema.completion import check_token_ids
 from services.gateway.schema.limits import Limits
 from services.gateway.schema.request import GenerationRequest, read_chat, read_completion
+from services.gateway.streaming.detailed import DetailedLiveAnswer, DetailedWholeAnswer
 from services.gateway.streaming.events import EventFormat
 from services.gateway.streaming.live import LiveAnswer
 from services.gateway.streaming.usage import UsageSum
+from services.gateway.streaming.wanted import Wanted
 from services.gateway.streaming.whole import WholeAnswer
 
 # After the deadline, for telling the client so.
@@ -91,10 +92,10 @@ class Generation:
 
     def _require_model(self, request: GenerationRequest) -> None:
         catalog = self._catalog()
+        catalog.require_task(request.model, cluster.MODEL_TASK_GENERATE)
         deployment = catalog.deployment(request.model)
-        vocab_size = deployment.facts.vocab_size
-        if vocab_size and isinstance(request.work, jobs.CompletionInput):
-            check_token_ids(request.work, vocab_size)
+        if vocab_size := deployment.facts.vocab_size:
+            request.check_ids(vocab_size)
         catalog.require_served(request.model)
 
     async def _run(
@@ -144,21 +145,13 @@ class _Reply:
         self._id = ids.new_id("chatcmpl" if request.is_chat else "cmpl")
         self._created = int(time.time())
         self._usage = UsageSum(request.n)
+        wanted = wanted_of(request)
         self._live: LiveAnswer | None = None
         if request.stream:
-            self._live = LiveAnswer(
-                self._format(),
-                self._usage,
-                include_usage=request.include_usage,
-                with_ids=request.return_token_ids,
-            )
+            self._live = self._live_answer(wanted)
         else:
-            self._whole = WholeAnswer(
-                request.choices,
-                self._usage,
-                is_chat=request.is_chat,
-                with_ids=request.return_token_ids,
-            )
+            kind = DetailedWholeAnswer if wanted.is_detailed else WholeAnswer
+            self._whole = kind(request.choices, self._usage, wanted)
 
     @property
     def answer(self) -> Answer:
@@ -181,6 +174,18 @@ class _Reply:
             seconds = run.first_token_at - self._arrived
             metrics.FIRST_TOKEN_SECONDS.observe(seconds)
             notes["first_token_ms"] = round(seconds * 1000, 2)
+
+    def _live_answer(self, wanted: Wanted) -> LiveAnswer:
+        form, request = self._format(), self._request
+        if wanted.is_detailed:
+            return DetailedLiveAnswer(
+                form,
+                self._usage,
+                wanted,
+                include_usage=request.include_usage,
+                choices=request.choices,
+            )
+        return LiveAnswer(form, self._usage, wanted, include_usage=request.include_usage)
 
     def _format(self) -> EventFormat:
         return EventFormat(
@@ -223,6 +228,16 @@ class _Reply:
             raise failure
         document = answer.document(self._id, self._created, self._request.model)
         await self._exchange.respond_json(document)
+
+
+def wanted_of(request: GenerationRequest) -> Wanted:
+    return Wanted(
+        is_chat=request.is_chat,
+        token_ids=request.return_token_ids,
+        echo=request.echo,
+        logprobs=request.logprobs,
+        prompt_logprobs=request.prompt_logprobs,
+    )
 
 
 def _piece(body: bytes) -> dict[str, Any]:

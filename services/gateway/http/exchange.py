@@ -112,7 +112,7 @@ class Exchange:
     ) -> None:
         status = status or error.http_status
         seconds = math.ceil(error.retry_after_seconds)
-        if status == 503:
+        if status in (429, 503):
             seconds = max(seconds, RETRY_AFTER_SECONDS)
         if seconds > 0:
             headers = (*headers, (b"retry-after", b"%d" % seconds))

@@ -77,6 +77,18 @@ class JobExecutorLink:
         if self.is_retired and not self.runs:
             self._on_change()
 
+    async def tokenize(
+        self, request: jobs.TokenizeRequest, seconds_max: float
+    ) -> jobs.TokenizeResponse:
+        stub = JobExecutorServiceStub(self._peer.channel)
+        return await self._peer.call(stub.Tokenize, request, timeout_seconds=seconds_max)
+
+    async def detokenize(
+        self, request: jobs.DetokenizeRequest, seconds_max: float
+    ) -> jobs.DetokenizeResponse:
+        stub = JobExecutorServiceStub(self._peer.channel)
+        return await self._peer.call(stub.Detokenize, request, timeout_seconds=seconds_max)
+
     def _post(self, request: jobs.JobsRequest) -> None:
         if self._outbox is not None:
             self._outbox.post(request)
@@ -94,6 +106,9 @@ class JobExecutorLink:
                 failure = Unavailable(f"no welcome within {self._hello_seconds_max:g} s")
             except ValueError as error:
                 failure = Internal(f"it sent columns of unequal length: {error}")
+            except Exception as error:  # the top of every link: it opens its stream again
+                log.exception("the stream to job executor %s failed", self.member.id)
+                failure = Internal(f"{type(error).__name__} while its stream was read")
             finally:
                 was_up = self.is_up
                 self._fall()
@@ -149,6 +164,9 @@ class JobExecutorLink:
         elif kind == "admitted":
             if run := self.runs.get(response.admitted.handle):
                 run.admit()
+        elif kind == "embedding":
+            if run := self.runs.get(response.embedding.handle):
+                run.take_vector(response.embedding)
         elif kind == "refused" and (run := self.runs.get(response.refused.handle)):
             # Over for the job executor as well: nothing is left to cancel.
             run.fail(from_proto(response.refused.error))
@@ -160,6 +178,12 @@ class JobExecutorLink:
         texts, ids = list(batch.texts), list(batch.token_ids)
         metrics.TOKENS.inc(len(ids))
         touched: list[JobRun] = []
+        for prompt in batch.prompts:
+            run = runs.get(prompt.handle)
+            if run is not None and run.show_prompt(prompt):
+                touched.append(run)
+        if batch.details:
+            self._describe(batch)
         start = 0
         # Entries of jobs that were cancelled on the way find no run and are skipped.
         for handle, choice, first, count in zip(
@@ -174,9 +198,25 @@ class JobExecutorLink:
             if run is not None and run.take(choice, first, texts[start:end], ids[start:end]):
                 touched.append(run)
             start = end
+        for call in batch.tool_calls:
+            run = runs.get(call.handle)
+            if run is not None and run.call_tool(call):
+                touched.append(run)
         for finished in batch.finished:
             run = runs.get(finished.handle)
             if run is not None and run.finish(finished):
                 touched.append(run)
         for run in touched:
             run.flush()
+
+    def _describe(self, batch: jobs.JobTokenBatch) -> None:
+        """Announce the tokens of entries whose job wants to know more of them."""
+        starts = list(itertools.accumulate(batch.token_counts, initial=0))
+        for details in batch.details:
+            entry = details.entry
+            if entry >= len(batch.handles):
+                raise ValueError(f"details of entry {entry}, which is not there")
+            run = self.runs.get(batch.handles[entry])
+            if run is not None:
+                logprobs = batch.logprobs[starts[entry] : starts[entry + 1]]
+                run.describe(batch.choice_indexes[entry], details, logprobs)

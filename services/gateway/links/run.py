@@ -7,6 +7,7 @@ from typing import Protocol
 from deepflow import clock
 from deepflow.errors import Cancelled, DeepFlowError, Internal
 from deepflow.v1 import jobs_pb2 as jobs
+from services.gateway.streaming.scores import fits, prompt_fits
 
 # Stands for the next index of a choice that has ended: no token carries it.
 FINISHED = -1
@@ -16,6 +17,14 @@ class Answer(Protocol):
     """Where the tokens of a job go. Called by the link's reader: quick, and never raising."""
 
     def tokens(self, choice: int, texts: Sequence[str], token_ids: Sequence[int]) -> None: ...
+
+    def details(self, choice: int, details: jobs.TokenDetails, logprobs: Sequence[float]) -> None:
+        """About tokens that come next; only where the job asked."""
+
+    def prompt(self, prompt: jobs.ChoicePrompt) -> None:
+        """Before the first token of its choice; only where the job asked."""
+
+    def tool_call(self, delta: jobs.ToolCallDelta) -> None: ...
 
     def finished(self, choice: jobs.ChoiceFinished) -> None: ...
 
@@ -37,6 +46,7 @@ class JobRun:
         "_is_touched",
         "_limits",
         "_next_indexes",
+        "_scores_prompt",
         "_send",
         "_taken",
         "_waiter",
@@ -46,6 +56,7 @@ class JobRun:
         "first_token_at",
         "handle",
         "open_choices",
+        "vectors",
     )
 
     def __init__(
@@ -57,6 +68,7 @@ class JobRun:
     ) -> None:
         self.handle = submit.handle
         self.open_choices = choices
+        self.vectors: list[jobs.JobEmbedding] = []  # those that the handler has not taken
         self.admitted = False
         self.failure: DeepFlowError | None = None
         # Monotonic seconds; 0 before the first token.
@@ -71,8 +83,10 @@ class JobRun:
         self._half_window = max(submit.token_window // 2, 1)
         self._taken = 0
         longest = submit.job.sampling.max_tokens
-        never = bool(longest) and longest <= submit.token_window
+        is_bounded = submit.job.sampling.HasField("max_tokens")
+        never = is_bounded and longest <= submit.token_window
         self._credit_due_at = 2**62 if never else self._half_window
+        self._scores_prompt = submit.job.sampling.HasField("prompt_logprobs")
 
     @property
     def is_over(self) -> bool:
@@ -102,6 +116,42 @@ class JobRun:
         self._answer.tokens(choice, texts, ids)
         return self._touch()
 
+    def describe(self, choice: int, details: jobs.TokenDetails, logprobs: Sequence[float]) -> None:
+        """What a client that asked sees of the tokens that `take` gets next."""
+        if not self._is_open(choice) or not fits(details, logprobs):
+            self.fail(_broken("details that do not fit their tokens", choice, 0))
+            return
+        self._answer.details(choice, details, logprobs)
+
+    def show_prompt(self, prompt: jobs.ChoicePrompt) -> bool:
+        """The prompt of one choice, before anything else of it; answers as `take` does."""
+        choice, unscored = prompt.choice_index, len(prompt.token_ids) - 1 - len(prompt.logprobs)
+        in_order = self._is_open(choice) and self._next_indexes[choice] == 0
+        if not in_order or not prompt_fits(prompt) or (self._scores_prompt and unscored):
+            self.fail(_broken("a prompt out of order or incomplete", choice, 0))
+            return False
+        self._answer.prompt(prompt)
+        return self._touch()
+
+    def call_tool(self, delta: jobs.ToolCallDelta) -> bool:
+        """A piece of a call; answers as `take` does."""
+        if not self._is_open(delta.choice_index):
+            self.fail(_broken("a call of no choice", delta.choice_index, 0))
+            return False
+        self._answer.tool_call(delta)
+        return self._touch()
+
+    def take_vector(self, embedding: jobs.JobEmbedding) -> None:
+        """One of a job of embeddings, whose every choice is one vector."""
+        index = embedding.index
+        if not self._is_open(index):
+            self.fail(_broken("a vector that nobody waits for", index, 0))
+            return
+        self._next_indexes[index] = FINISHED
+        self.open_choices -= 1
+        self.vectors.append(embedding)
+        self._wake()
+
     def finish(self, finished: jobs.ChoiceFinished) -> bool:
         """One choice has ended; answers as `take` does."""
         choice, indexes = finished.choice_index, self._next_indexes
@@ -117,7 +167,7 @@ class JobRun:
     def flush(self) -> None:
         """The batch is complete. What ends an answer is left to the handler, in one piece."""
         self._is_touched = False
-        if not self.first_token_at:
+        if not self.first_token_at and self._taken:
             self.first_token_at = clock.monotonic()
         if self.open_choices == 0 or self.failure is not None:
             return
@@ -125,6 +175,9 @@ class JobRun:
             self._wake()
         elif self._taken >= self._credit_due_at:
             self.passed_on()
+
+    def _is_open(self, choice: int) -> bool:
+        return choice < len(self._next_indexes) and self._next_indexes[choice] != FINISHED
 
     def _touch(self) -> bool:
         is_first, self._is_touched = not self._is_touched, True

@@ -7,28 +7,29 @@ from string import Template
 
 import msgspec
 
-from services.gateway.schema.chat import CHAT, MESSAGE
-from services.gateway.schema.completion import COMPLETION
 from services.gateway.schema.fields import Fields, Honoured, Inert
+from services.gateway.schema.tables import TABLES
 
 
 @functools.cache
 def docs_page() -> str:
     page = Template(files(__package__).joinpath("docs.html").read_text("utf-8"))
-    return page.substitute(
-        chat=_tables(CHAT), message=_tables(MESSAGE), completion=_tables(COMPLETION)
-    )
+    return page.substitute({name: _tables(fields) for name, fields in TABLES.items()})
 
 
 def _tables(fields: Fields) -> str:
     honoured = "".join(map(_honoured, fields.honoured))
-    inert = "".join(map(_inert, fields.inert))
-    refused = ", ".join(f"<code>{escape(name)}</code>" for name in sorted(fields.refused))
-    return (
-        f"<table><tr><th>Honoured</th><th>Type</th><th>Meaning</th></tr>{honoured}</table>"
-        f"<table><tr><th>Accepted, without effect</th><th>Values</th><th></th></tr>{inert}</table>"
-        f"<p>Refused by name: {refused}.</p>"
-    )
+    page = f"<table><tr><th>Honoured</th><th>Type</th><th>Meaning</th></tr>{honoured}</table>"
+    if fields.inert:
+        inert = "".join(map(_inert, fields.inert))
+        page += (
+            "<table><tr><th>Accepted, without effect</th><th>Values</th><th></th></tr>"
+            f"{inert}</table>"
+        )
+    if fields.refused:
+        refused = ", ".join(_refused(fields, name) for name in sorted(fields.refused))
+        page += f"<p>Refused by name: {refused}.</p>"
+    return page
 
 
 def _honoured(field: Honoured) -> str:
@@ -37,6 +38,11 @@ def _honoured(field: Honoured) -> str:
 
 def _inert(field: Inert) -> str:
     return _row(field.name, " or ".join(map(_json, field.values)) or "any", field.meaning)
+
+
+def _refused(fields: Fields, name: str) -> str:
+    instead = f" ({escape(fields.instead[name])})" if name in fields.instead else ""
+    return f"<code>{escape(name)}</code>{instead}"
 
 
 def _row(name: str, kind: str, meaning: str) -> str:

@@ -6,7 +6,9 @@ from typing import Any
 from deepflow import __version__
 from services.gateway.schema.chat import CHAT
 from services.gateway.schema.completion import COMPLETION
+from services.gateway.schema.embedding import EMBEDDING
 from services.gateway.schema.fields import Fields, schema_of
+from services.gateway.schema.tokens import DETOKENIZE, TOKENIZE
 
 _ERROR = {
     "type": "object",
@@ -40,11 +42,22 @@ def openapi_document() -> dict[str, Any]:
             "/v1/models": {"get": _plain("List the models")},
             "/v1/models/{model}": {"get": _plain("One model", parameter="model")},
             "/v1/chat/completions": {
-                "post": _generating("Answer a conversation", CHAT, ["model", "messages"])
+                "post": _calling("Answer a conversation", CHAT, ["model", "messages"])
             },
             "/v1/completions": {
-                "post": _generating("Continue prompts", COMPLETION, ["model", "prompt"])
+                "post": _calling("Continue prompts", COMPLETION, ["model", "prompt"])
             },
+            "/v1/embeddings": {
+                "post": _calling("Turn texts into vectors", EMBEDDING, ["model", "input"])
+            },
+            "/v1/tokenize": {
+                "post": _calling("Token ids of a text or a chat", TOKENIZE, ["model"])
+            },
+            "/v1/detokenize": {
+                "post": _calling("The text of token ids", DETOKENIZE, ["model", "tokens"])
+            },
+            "/tokenize": {"post": _calling("As /v1/tokenize", TOKENIZE, ["model"])},
+            "/detokenize": {"post": _calling("As /v1/detokenize", DETOKENIZE, ["model", "tokens"])},
             "/health": {"get": _plain("Is the process alive")},
             "/ready": {"get": _plain("Does it take requests")},
             "/metrics": {"get": _plain("Prometheus metrics")},
@@ -62,7 +75,7 @@ def _plain(summary: str, parameter: str = "") -> dict[str, Any]:
     return operation
 
 
-def _generating(summary: str, fields: Fields, required: list[str]) -> dict[str, Any]:
+def _calling(summary: str, fields: Fields, required: list[str]) -> dict[str, Any]:
     properties = schema_of(fields.honoured)
     for inert in fields.inert:
         allowed: dict[str, Any] = {"enum": list(inert.values)} if inert.values else {}

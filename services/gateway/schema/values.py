@@ -4,9 +4,18 @@ Nothing is coerced: "5" is not 5 and true is not 1.
 """
 
 import math
+import re
 from typing import Any
 
+import msgspec
+
 from deepflow.errors import InvalidRequest
+
+# What OpenAI allows for the name of a function or a schema.
+_IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+# The smallest number above zero that the wire's fp32 holds in full precision.
+ABOVE_ZERO = 2.0**-126
 
 _WORDS: dict[type, str] = {
     str: "a string",
@@ -54,6 +63,13 @@ def name(value: Any, param: str, characters_max: int) -> str:
     return text
 
 
+def identifier(value: Any, param: str) -> str:
+    text = string(value, param)
+    if not _IDENTIFIER.fullmatch(text):
+        raise out_of_range(param, "1 to 64 letters, digits, underscores or dashes", repr(text))
+    return text
+
+
 def boolean(value: Any, param: str) -> bool:
     if type(value) is not bool:
         raise wrong_type(param, "true or false", value)
@@ -76,6 +92,13 @@ def number(value: Any, param: str, minimum: float, maximum: float) -> float:
     return float(value)
 
 
+def positive(value: Any, param: str, maximum: float) -> float:
+    """Above zero, also after it has become fp32."""
+    if number(value, param, 0.0, maximum) == 0.0:
+        raise out_of_range(param, f"above 0 and at most {maximum:g}", value)
+    return max(float(value), ABOVE_ZERO)
+
+
 def array(value: Any, param: str, items_max: int) -> list[Any]:
     if type(value) is not list:
         raise wrong_type(param, "an array", value)
@@ -92,3 +115,18 @@ def mapping(value: Any, param: str) -> dict[str, Any]:
     if type(value) is not dict:
         raise wrong_type(param, "an object", value)
     return value
+
+
+def json_text(value: Any, param: str, bytes_max: int) -> str:
+    """An object as it travels on."""
+    text = msgspec.json.encode(mapping(value, param))
+    if len(text) > bytes_max:
+        raise out_of_range(param, f"at most {bytes_max} bytes of JSON", f"{len(text)} bytes")
+    return text.decode()
+
+
+def word_of(value: Any, param: str, words: tuple[str, ...]) -> str:
+    text = string(value, param)
+    if text not in words:
+        raise out_of_range(param, f"one of {', '.join(words)}", repr(text))
+    return text

@@ -21,8 +21,8 @@ def error_event(error: DeepFlowError) -> bytes:
 class EventFormat:
     """One route's chunk shape, filled with one request's names.
 
-    A token's event is  prefix[choice] + JSON string + suffix  where the suffix is `token_end`, or
-    `ids_begin` + ids + `ids_end` for a client that asked for token ids.
+    A token's event is  prefix[choice] + JSON string + token_end. Everything that only some clients
+    ask for is put together anew each time.
     """
 
     def __init__(
@@ -37,19 +37,16 @@ class EventFormat:
     ) -> None:
         self._is_chat = is_chat
         kind = "chat.completion.chunk" if is_chat else "text_completion"
-        head = {"id": answer_id, "object": kind, "created": created, "model": model}
-        head["system_fingerprint"] = FINGERPRINT
-        self._head = b"data: " + encode(head)[:-1] + b',"choices":['
+        self._names = {"id": answer_id, "object": kind, "created": created, "model": model}
+        self._names["system_fingerprint"] = FINGERPRINT
+        self._head = b"data: " + encode(self._names)[:-1] + b',"choices":['
         # OpenAI: with include_usage every other chunk carries "usage": null.
         tail = b',"usage":null' if include_usage else b""
         opening = b'"delta":{"content":' if is_chat else b'"text":'
         self.prefixes = [self._head + b'{"index":%d,' % index + opening for index in range(choices)]
-        closing = b"}" if is_chat else b""
+        self._text_end = (b"}" if is_chat else b"") + b',"logprobs":'
         self._choice_end = b"}]" + tail + END
-        end = closing + b',"logprobs":null,"finish_reason":null'
-        self.token_end = end + self._choice_end
-        self.ids_begin = end + b',"token_ids":'
-        self.ids_end = self._choice_end
+        self.token_end = self._text_end + b'null,"finish_reason":null' + self._choice_end
 
     def role(self, choice: int) -> bytes:
         """The first chunk of a chat choice."""
@@ -63,9 +60,43 @@ class EventFormat:
     def token(self, choice: int, text: str) -> bytes:
         return self.prefixes[choice] + encode(text) + self.token_end
 
-    def token_with_ids(self, choice: int, text: str, token_ids: list[int]) -> bytes:
-        ids = self.ids_begin + encode(token_ids) + self.ids_end
-        return self.prefixes[choice] + encode(text) + ids
+    def detailed(
+        self, choice: int, text: str, logprobs: dict[str, Any] | None, **more: Any
+    ) -> bytes:
+        """Text with whatever else its choice carries."""
+        details = b"".join(b',"%s":' % name.encode() + encode(it) for name, it in more.items())
+        return (
+            self.prefixes[choice]
+            + encode(text)
+            + self._text_end
+            + encode(logprobs)
+            + b',"finish_reason":null'
+            + details
+            + self._choice_end
+        )
+
+    def tool_call(
+        self, choice: int, piece: dict[str, Any], logprobs: dict[str, Any] | None
+    ) -> bytes:
+        return (
+            self._head
+            + b'{"index":%d,"delta":{"tool_calls":[' % choice
+            + encode(piece)
+            + b']},"logprobs":'
+            + encode(logprobs)
+            + b',"finish_reason":null'
+            + self._choice_end
+        )
+
+    def chat_prompt(self, token_ids: list[int]) -> bytes:
+        """The prompt of a chat belongs to the whole answer, not to one choice."""
+        head = encode({**self._names, "prompt_token_ids": token_ids})[:-1]
+        return (
+            b"data: "
+            + head
+            + b',"choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":null'
+            + self._choice_end
+        )
 
     def finish(self, choice: int, reason: str) -> bytes:
         nothing = b'"delta":{}' if self._is_chat else b'"text":""'

@@ -11,3 +11,7 @@ def failure_of(finished: jobs.ChoiceFinished) -> DeepFlowError:
     if finished.reason == types.FINISH_REASON_CANCELLED:
         return Unavailable("the platform cancelled the answer; try again", reason="cancelled")
     return Internal("the answer ended without a reason", reason="broken_stream")
+
+
+def unscored() -> DeepFlowError:
+    return Internal("the job executor sent tokens without their scores", reason="broken_stream")

@@ -1,25 +1,29 @@
 """An answer that is passed on while it grows: tokens in, server-sent events out."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from deepflow.errors import DeepFlowError
 from deepflow.v1 import jobs_pb2 as jobs
+from services.gateway.streaming import calls
 from services.gateway.streaming.events import DONE, EventFormat, encode, error_event
 from services.gateway.streaming.failure import failure_of
 from services.gateway.streaming.usage import UsageSum, finish_reason
+from services.gateway.streaming.wanted import Wanted
 
 
 class LiveAnswer:
     """Holds the events that are not sent yet; the job's token window bounds them.
 
     `flush` hands them to `push`, which the handler lends while nothing of its own is on its way.
+    What clients may ask for token by token is in `detailed.py`; this is the way of all others.
     """
 
     __slots__ = (
         "_events",
         "_format",
         "_prefixes",
-        "_with_ids",
+        "_wanted",
         "failure",
         "include_usage",
         "push",
@@ -27,7 +31,7 @@ class LiveAnswer:
     )
 
     def __init__(
-        self, form: EventFormat, usage: UsageSum, *, include_usage: bool, with_ids: bool
+        self, form: EventFormat, usage: UsageSum, wanted: Wanted, *, include_usage: bool
     ) -> None:
         self.usage = usage
         self.failure: DeepFlowError | None = None
@@ -35,7 +39,7 @@ class LiveAnswer:
         self.push: Callable[[bytes], bool] | None = None
         self._format = form
         self._prefixes = form.prefixes
-        self._with_ids = with_ids
+        self._wanted = wanted
         self._events: list[bytes] = []
 
     @property
@@ -43,14 +47,31 @@ class LiveAnswer:
         return bool(self._events)
 
     def tokens(self, choice: int, texts: Sequence[str], token_ids: Sequence[int]) -> None:
-        if self._with_ids:
-            self._tokens_with_ids(choice, texts, token_ids)
-            return
         prefix, end, events = self._prefixes[choice], self._format.token_end, self._events
         for text in texts:
             # Half of a character, or of what may become a stop string: nothing to show yet.
             if text:
                 events.append(prefix + encode(text) + end)
+
+    def details(self, choice: int, details: jobs.TokenDetails, logprobs: Sequence[float]) -> None:
+        """Nobody asked."""
+
+    def prompt(self, prompt: jobs.ChoicePrompt) -> None:
+        wanted, choice, more = self._wanted, prompt.choice_index, {}
+        if wanted.token_ids:
+            more["prompt_token_ids"] = list(prompt.token_ids)
+        if wanted.is_chat:
+            if more and choice == 0:
+                self._events.append(self._format.chat_prompt(more["prompt_token_ids"]))
+            return
+        text, logprobs = (prompt.text, self._logprobs(choice)) if wanted.echo else ("", None)
+        if text or more:
+            self._events.append(self._format.detailed(choice, text, logprobs, **more))
+
+    def tool_call(self, delta: jobs.ToolCallDelta) -> None:
+        choice = delta.choice_index
+        piece = calls.piece(delta)
+        self._events.append(self._format.tool_call(choice, piece, self._logprobs(choice)))
 
     def finished(self, choice: jobs.ChoiceFinished) -> None:
         index = choice.choice_index
@@ -59,14 +80,13 @@ class LiveAnswer:
         if reason is None:
             self.failure = self.failure or failure_of(choice)
             return
-        if choice.text_tail:
-            self._events.append(self._format.token(index, choice.text_tail))
+        self._add_rest(index, choice.text_tail)
         self._events.append(self._format.finish(index, reason))
 
     def flush(self) -> bool:
         events, push = self._events, self.push
         if not events:
-            return True
+            return self.failure is None
         if push is None or not push(events[0] if len(events) == 1 else b"".join(events)):
             return False
         events.clear()
@@ -96,6 +116,11 @@ class LiveAnswer:
             body += self._format.usage(self.usage.document())
         return body + DONE
 
-    def _tokens_with_ids(self, choice: int, texts: Sequence[str], token_ids: Sequence[int]) -> None:
-        for text, token_id in zip(texts, token_ids, strict=True):
-            self._events.append(self._format.token_with_ids(choice, text, [token_id]))
+    def _logprobs(self, choice: int) -> dict[str, Any] | None:
+        """Of the tokens that have come since the last piece."""
+        return None
+
+    def _add_rest(self, choice: int, text: str) -> None:
+        """What is left to say at the end of a choice."""
+        if text:
+            self._events.append(self._format.token(choice, text))

@@ -33,6 +33,7 @@ class UsageSum:
 _REASONS: dict[int, str] = {
     types.FINISH_REASON_STOP: "stop",
     types.FINISH_REASON_LENGTH: "length",
+    types.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
 
 

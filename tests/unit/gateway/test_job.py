@@ -21,7 +21,7 @@ def make(**more: object) -> jobs.Job:
 
 
 def test_every_field_of_the_contract_is_filled() -> None:
-    job = make(n=2, stop=["END"], max_tokens=5)
+    job = make(n=2, sampling=types.SamplingParams(stop=["END"], max_tokens=5), echo=True)
     assert job.id.startswith("job-") and job.attempt_epoch == 1
     context = job.context
     assert (context.request_id, context.tenant) == ("req-1", "default")
@@ -29,7 +29,7 @@ def test_every_field_of_the_contract_is_filled() -> None:
     assert context.trace == TRACE
     assert 0 < context.deadline_unix_ms - clock.unix_ms() <= 60_000
     assert (job.n, list(job.sampling.stop), job.sampling.max_tokens) == (2, ["END"], 5)
-    assert job.chat.messages[0].content == "hi"
+    assert job.chat.messages[0].content == "hi" and job.return_prompt
 
 
 def test_a_seed_is_drawn_where_none_was_given_and_kept_where_one_was() -> None:

@@ -17,9 +17,19 @@ class Sink:
     def __init__(self) -> None:
         self.is_slow = False
         self.texts: list[str] = []
+        self.heard: list[str] = []
 
     def tokens(self, choice: int, texts: Sequence[str], token_ids: Sequence[int]) -> None:
         self.texts += texts
+
+    def details(self, choice: int, details: jobs.TokenDetails, logprobs: Sequence[float]) -> None:
+        self.heard.append("details")
+
+    def prompt(self, prompt: jobs.ChoicePrompt) -> None:
+        self.heard.append("prompt")
+
+    def tool_call(self, delta: jobs.ToolCallDelta) -> None:
+        self.heard.append("call")
 
     def finished(self, choice: jobs.ChoiceFinished) -> None:
         pass
@@ -32,7 +42,7 @@ class Stand:
     def __init__(self, *, window: int = 8, choices: int = 1, max_tokens: int = 0) -> None:
         self.sent: list[jobs.JobsRequest] = []
         self.sink = Sink()
-        job = jobs.Job(sampling=types.SamplingParams(max_tokens=max_tokens))
+        job = jobs.Job(sampling=types.SamplingParams(max_tokens=max_tokens or None))
         submit = jobs.SubmitJob(handle=7, job=job, token_window=window)
         self.run = JobRun(submit, choices, self.sink, self.sent.append)
 
@@ -108,6 +118,60 @@ def test_the_first_failure_counts_and_a_complete_answer_cannot_fail() -> None:
     complete.finish()
     complete.run.leave()
     assert complete.run.failure is None and complete.run.is_over
+
+
+def test_what_clients_ask_for_reaches_the_answer() -> None:
+    stand = Stand()
+    prompt = jobs.ChoicePrompt(token_ids=[1, 2], token_bytes=[b"a", b"b"])
+    assert stand.run.show_prompt(prompt)
+    stand.run.describe(0, jobs.TokenDetails(token_bytes=[b"t"], top_counts=[0]), [-1.0])
+    stand.take(0, 1)
+    stand.run.call_tool(jobs.ToolCallDelta(call_index=0, name="f"))
+    assert stand.sink.heard == ["prompt", "details", "call"] and stand.run.failure is None
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        jobs.TokenDetails(token_bytes=[b"a", b"b"], top_counts=[0, 0]),
+        jobs.TokenDetails(token_bytes=[b"a"]),
+        jobs.TokenDetails(token_bytes=[b"a"], top_counts=[1]),
+        jobs.TokenDetails(token_bytes=[b"a"], top_counts=[0], top_logprobs=[-1.0]),
+    ],
+)
+def test_details_that_do_not_fit_fail_the_job_alone(details: jobs.TokenDetails) -> None:
+    stand = Stand()
+    stand.run.describe(0, details, [-1.0])
+    assert isinstance(stand.run.failure, Internal)
+    assert stand.sink.heard == []
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        jobs.ChoicePrompt(),
+        jobs.ChoicePrompt(choice_index=1, token_ids=[1], token_bytes=[b"a"]),
+        jobs.ChoicePrompt(token_ids=[1, 2], token_bytes=[b"a"]),
+        jobs.ChoicePrompt(token_ids=[1, 2], token_bytes=[b"a", b"b"], logprobs=[-1, -1]),
+        jobs.ChoicePrompt(token_ids=[1, 2], token_bytes=[b"a", b"b"], logprobs=[-1], ranks=[1]),
+    ],
+)
+def test_a_prompt_that_does_not_fit_fails_the_job_alone(prompt: jobs.ChoicePrompt) -> None:
+    stand = Stand()
+    assert not stand.run.show_prompt(prompt)
+    assert isinstance(stand.run.failure, Internal)
+    assert stand.sink.heard == []
+
+
+def test_a_prompt_comes_before_the_tokens_and_a_call_before_the_end() -> None:
+    late = Stand()
+    late.take(0, 1)
+    assert not late.run.show_prompt(jobs.ChoicePrompt(token_ids=[1], token_bytes=[b"a"]))
+    assert isinstance(late.run.failure, Internal)
+    over = Stand(choices=2)
+    over.finish(0)
+    over.run.call_tool(jobs.ToolCallDelta(choice_index=0))
+    assert isinstance(over.run.failure, Internal)
 
 
 async def test_admission_waits_for_admission() -> None:

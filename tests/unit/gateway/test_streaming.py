@@ -3,19 +3,30 @@
 import json
 from typing import Any
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from deepflow.errors import Unavailable, to_proto
 from deepflow.v1 import jobs_pb2 as jobs
 from deepflow.v1 import types_pb2 as types
+from services.gateway.streaming.detailed import DetailedLiveAnswer, DetailedWholeAnswer
 from services.gateway.streaming.events import DONE, EventFormat
 from services.gateway.streaming.live import LiveAnswer
 from services.gateway.streaming.usage import UsageSum
+from services.gateway.streaming.wanted import Wanted
 from services.gateway.streaming.whole import WholeAnswer
 
 AWKWARD = 'a"b\\c\n\t\u2028é\U0001f600\x00</script>'
 
 
 def live(
-    *, is_chat: bool = True, choices: int = 1, usage: bool = False, ids: bool = False
+    *,
+    is_chat: bool = True,
+    choices: int = 1,
+    usage: bool = False,
+    ids: bool = False,
+    logprobs: int | None = None,
+    echo: bool = False,
 ) -> LiveAnswer:
     form = EventFormat(
         is_chat=is_chat,
@@ -25,7 +36,12 @@ def live(
         choices=choices,
         include_usage=usage,
     )
-    return LiveAnswer(form, UsageSum(choices), include_usage=usage, with_ids=ids)
+    wanted = Wanted(is_chat=is_chat, token_ids=ids, logprobs=logprobs, echo=echo)
+    if wanted.is_detailed:
+        return DetailedLiveAnswer(
+            form, UsageSum(choices), wanted, include_usage=usage, choices=choices
+        )
+    return LiveAnswer(form, UsageSum(choices), wanted, include_usage=usage)
 
 
 def finished(
@@ -122,7 +138,7 @@ def test_flush_keeps_what_the_client_cannot_take() -> None:
 
 
 def test_a_whole_answer_sums_usage_once_per_prompt() -> None:
-    answer = WholeAnswer(4, UsageSum(2), is_chat=False, with_ids=True)
+    answer = DetailedWholeAnswer(4, UsageSum(2), Wanted(is_chat=False, token_ids=True))
     for choice in (3, 1, 0, 2):
         answer.tokens(choice, [f"{choice}", "!"], [choice, 9])
         answer.finished(finished(choice, tail="."))
@@ -138,8 +154,70 @@ def test_a_whole_answer_sums_usage_once_per_prompt() -> None:
 
 
 def test_a_choice_that_fails_is_the_failure_of_the_answer() -> None:
-    answer = WholeAnswer(1, UsageSum(1), is_chat=True, with_ids=False)
+    answer = WholeAnswer(1, UsageSum(1), Wanted(is_chat=True))
     failed = finished(reason=types.FINISH_REASON_ERROR)
     failed.error.CopyFrom(to_proto(Unavailable("out of blocks")))
     answer.finished(failed)
     assert isinstance(answer.failure, Unavailable)
+
+
+def detailed(first: int, count: int) -> tuple[jobs.TokenDetails, list[float]]:
+    names = [b"%d" % i for i in range(first, first + count)]
+    details = jobs.TokenDetails(token_bytes=names, top_counts=[0] * count)
+    return details, [-float(i) for i in range(first, first + count)]
+
+
+BATCHES = st.lists(st.lists(st.sampled_from(["", "a", "bc", "é"]), max_size=4), max_size=6)
+
+
+@given(batches=BATCHES, tail=st.sampled_from(["", "z"]), ids=st.booleans(), is_chat=st.booleans())
+def test_every_chunk_carries_the_log_probabilities_of_its_text(
+    batches: list[list[str]], tail: str, ids: bool, is_chat: bool
+) -> None:
+    answer = live(is_chat=is_chat, logprobs=0, ids=ids)
+    first = 0
+    for texts in batches:
+        answer.details(0, *detailed(first, len(texts)))
+        answer.tokens(0, texts, list(range(first, first + len(texts))))
+        first += len(texts)
+    answer.finished(finished(tail=tail))
+    everything = [text for texts in batches for text in texts]
+    said, told, numbers = "", [], []
+    *choices, last = [event["choices"][0] for event in events(answer.take())]
+    for choice in choices:
+        text = choice["delta"]["content"] if is_chat else choice["text"]
+        said += text
+        numbers += choice.get("token_ids", [])
+        logprobs = choice["logprobs"]
+        if logprobs is None:
+            continue
+        names = [t["token"] for t in logprobs["content"]] if is_chat else logprobs["tokens"]
+        told += [int(name) for name in names]
+        if text and text != tail:
+            assert "".join(everything[int(name)] for name in names) == text
+    assert said == "".join(everything) + tail
+    assert told == list(range(first)), "each once and in order"
+    assert numbers == (list(range(first)) if ids else [])
+    assert last["finish_reason"] == "stop"
+
+
+def test_a_call_comes_after_the_text_before_it() -> None:
+    answer = live()
+    answer.tokens(0, ["a"], [1])
+    answer.tool_call(jobs.ToolCallDelta(call_index=0, id="1", name="f", arguments="{"))
+    answer.tool_call(jobs.ToolCallDelta(call_index=0, arguments="}"))
+    answer.finished(finished(reason=types.FINISH_REASON_TOOL_CALLS))
+    text, begin, more, last = [event["choices"][0] for event in events(answer.take())]
+    assert text["delta"] == {"content": "a"}
+    assert begin["delta"]["tool_calls"] == [
+        {"index": 0, "id": "1", "type": "function", "function": {"name": "f", "arguments": "{"}}
+    ]
+    assert more["delta"]["tool_calls"] == [{"index": 0, "function": {"arguments": "}"}}]
+    assert last["finish_reason"] == "tool_calls"
+
+
+def test_details_that_nobody_asked_for_change_nothing() -> None:
+    plain = live()
+    plain.details(0, *detailed(0, 1))
+    plain.tokens(0, ["a"], [0])
+    assert events(plain.take())[0]["choices"][0]["logprobs"] is None

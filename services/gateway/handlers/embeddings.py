@@ -1,0 +1,163 @@
+"""POST /v1/embeddings: one request, one job, a vector for each input."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+from deepflow.errors import DeadlineExceeded, Internal, Unavailable
+from deepflow.lifecycle import Lifecycle
+from deepflow.telemetry import Span, Tracing
+from deepflow.v1 import cluster_pb2 as cluster
+from deepflow.v1 import jobs_pb2 as jobs
+from services.gateway.catalog import RETRY_AFTER_SECONDS, Catalog
+from services.gateway.config import GatewayConfig
+from services.gateway.http.exchange import Exchange
+from services.gateway.jobs import make_embedding_job
+from services.gateway.links.links import Links
+from services.gateway.links.run import JobRun
+from services.gateway.schema.body import parse_object
+from services.gateway.schema.embedding import EmbeddingRequest, read_embedding
+from services.gateway.streaming.vectors import VectorList
+
+
+class Embeddings:
+    def __init__(
+        self,
+        config: GatewayConfig,
+        lifecycle: Lifecycle,
+        links: Links,
+        catalog: Callable[[], Catalog],
+        tracing: Tracing,
+    ) -> None:
+        self._config = config
+        self._limits = config.limits
+        self._lifecycle = lifecycle
+        self._links = links
+        self._catalog = catalog
+        self._tracing = tracing
+        self._num_inputs = 0
+        self.job_count = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    async def create(self, exchange: Exchange) -> None:
+        with self._job():
+            request = await self._read(exchange)
+            with (
+                self._room_for(len(request.prompts)),
+                self._tracing.span("gateway.request", exchange.trace(), path=exchange.path) as span,
+            ):
+                answer = await self._run(exchange, request, span)
+                exchange.notes["prompt_tokens"] = answer.prompt_tokens
+                await exchange.respond(200, answer.document(request.model))
+
+    async def _read(self, exchange: Exchange) -> EmbeddingRequest:
+        body = await exchange.read_json_bytes(self._config.body_bytes_max)
+        request = read_embedding(parse_object(body, self._config.json_depth_max), self._limits)
+        catalog = self._catalog()
+        catalog.require_task(request.model, cluster.MODEL_TASK_EMBED)
+        catalog.require_served(request.model)
+        exchange.notes |= {"model": request.model, "inputs": len(request.prompts)}
+        if request.user:
+            exchange.notes["user"] = request.user
+        return request
+
+    async def _run(self, exchange: Exchange, request: EmbeddingRequest, span: Span) -> VectorList:
+        seconds = self._config.job_seconds_max
+        job = make_embedding_job(
+            request, request_id=exchange.request_id, trace=span.context, seconds_max=seconds
+        )
+        span.set(job=job.id, model=request.model)
+        exchange.notes |= {"job": job.id, "trace": span.trace_id}
+        link = self._links.least_loaded()
+        run = link.submit(job, len(request.prompts), _NoText(), self._config.token_window)
+        leaving = asyncio.create_task(_leave_with_client(exchange, run))
+        try:
+            async with asyncio.timeout(seconds):
+                await self._admit(run)
+                return await _collect(run, request)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"the answer was not complete after {seconds:g} s") from error
+        finally:
+            leaving.cancel()
+            link.release(run)
+            if run.failure is not None:
+                span.fail(run.failure.reason)
+
+    async def _admit(self, run: JobRun) -> None:
+        try:
+            await run.admission(self._config.admission_seconds_max)
+        except TimeoutError as error:
+            raise _unavailable("no place was found in time; try again", "not_admitted") from error
+
+    @contextlib.contextmanager
+    def _job(self) -> Iterator[None]:
+        """Counted, so that a gateway that drains waits for it."""
+        if self._lifecycle.is_draining:
+            raise _unavailable("this gateway is shutting down; try again", "draining")
+        if self.job_count >= self._config.jobs_max:
+            raise _unavailable("too many requests are running; try again in a moment", "overloaded")
+        self.job_count += 1
+        self.idle.clear()
+        try:
+            yield
+        finally:
+            self.job_count -= 1
+            if not self.job_count:
+                self.idle.set()
+
+    @contextlib.contextmanager
+    def _room_for(self, num_inputs: int) -> Iterator[None]:
+        """Answers are put together here: what they hold at one time has a bound."""
+        if self._num_inputs and self._num_inputs + num_inputs > self._config.vectors_max:
+            raise _unavailable("too many inputs are being embedded; try again", "overloaded")
+        self._num_inputs += num_inputs
+        try:
+            yield
+        finally:
+            self._num_inputs -= num_inputs
+
+
+class _NoText:
+    """The answer's text: there is none. What a job executor sends of it is thrown away."""
+
+    def tokens(self, choice: int, texts: Sequence[str], token_ids: Sequence[int]) -> None: ...
+
+    def details(
+        self, choice: int, details: jobs.TokenDetails, logprobs: Sequence[float]
+    ) -> None: ...
+
+    def prompt(self, prompt: jobs.ChoicePrompt) -> None: ...
+
+    def tool_call(self, delta: jobs.ToolCallDelta) -> None: ...
+
+    def finished(self, choice: jobs.ChoiceFinished) -> None: ...
+
+    def flush(self) -> bool:
+        return True
+
+
+async def _collect(run: JobRun, request: EmbeddingRequest) -> VectorList:
+    """Word each vector while the next ones are on their way."""
+    answer = VectorList(len(request.prompts), as_base64=request.as_base64)
+    while True:
+        vectors, run.vectors = run.vectors, []
+        for embedding in vectors:
+            answer.add(embedding)
+        if run.is_over:
+            break
+        await run.arrival()
+    if run.failure is not None:
+        raise run.failure
+    if not answer.is_complete:
+        raise Internal("an input ended without its vector", reason="broken_stream")
+    return answer
+
+
+async def _leave_with_client(exchange: Exchange, run: JobRun) -> None:
+    await exchange.disconnection()
+    run.leave()
+
+
+def _unavailable(message: str, reason: str) -> Unavailable:
+    return Unavailable(message, reason=reason, retry_after_seconds=RETRY_AFTER_SECONDS)
