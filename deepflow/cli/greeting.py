@@ -22,7 +22,9 @@ def greeting(ready: Ready) -> str:
 
 
 def _curl(ready: Ready) -> list[str]:
-    if ready.has_chat_template:
+    if ready.makes_embeddings:
+        path, question = "embeddings", f'"input": "{QUESTION}"'
+    elif ready.has_chat_template:
         path = "chat/completions"
         question = f'"messages": [{{"role": "user", "content": "{QUESTION}"}}], "temperature": 0'
     else:
@@ -38,6 +40,12 @@ def _python(ready: Ready) -> list[str]:
         "from openai import OpenAI",
         f'client = OpenAI(base_url="{ready.urls[0]}/v1", api_key="none")',
     ]
+    if ready.makes_embeddings:
+        return [
+            *head,
+            f'answer = client.embeddings.create(model="{ready.model}", input="{QUESTION}")',
+            "print(answer.data[0].embedding)",
+        ]
     if ready.has_chat_template:
         return [
             *head,

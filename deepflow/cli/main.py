@@ -4,7 +4,18 @@ import sys
 
 import typer
 
-from deepflow.cli import bench, chat, down, logs, status, up, version
+from deepflow.cli import (
+    bench,
+    chat,
+    deploy,
+    down,
+    logs,
+    models,
+    status,
+    undeploy,
+    up,
+    version,
+)
 
 app = typer.Typer(
     help="DeepFlow serves large language models from a mesh of small processes.\n\n"
@@ -19,6 +30,9 @@ app = typer.Typer(
 app.command()(up.up)
 app.command()(down.down)
 app.command()(status.status)
+app.command()(deploy.deploy)
+app.command()(undeploy.undeploy)
+app.command()(models.models)
 app.command()(chat.chat)
 app.command()(logs.logs)
 app.command()(version.version)

@@ -1,32 +1,120 @@
-"""Checks the model that a person names before anything is started."""
+"""Checks the model that a person names before anything is started, and fetches it from a hub."""
 
 from pathlib import Path
 
 from deepflow.cli.common import EXIT_BAD_OPTION, fail
+from deepflow.core.devices import DEVICE_DTYPES
+from deepflow.core.sizes import parse_bytes
+from deepflow.core.tool_formats import TOOL_FORMATS
 from deepflow.demo import MODEL_DIR
 from deepflow.errors import InvalidRequest
+from deepflow.hub.repository import Repository, parse_repository
 from deepflow.local.progress import ModelChoice
-from services.cluster_manager.deployments.request import DEVICES, check_name
+from services.cluster_manager.deployments.request import check_name
 
 DEMO_NAME = "demo"
+KV_BYTES_MAX = 1 << 50  # beyond any machine, and well within a number on the wire
 
 
 def choose_model(
-    folder: Path | None, name: str | None, device: str, task_executors: int
+    model: str | Path | None,
+    name: str | None,
+    device: str,
+    task_executors: int,
+    *,
+    dtype: str = "",
+    max_tokens: int = 0,
+    kv_memory: str = "",
+    tool_format: str = "",
+    is_here: bool = True,
+    as_json: bool = False,
 ) -> ModelChoice:
-    """Ends the command with a sentence where something is missing."""
-    if device not in DEVICES:
-        fail(f"--device {device} is not known: choose {', '.join(DEVICES)}", EXIT_BAD_OPTION)
-    source = (folder or MODEL_DIR).expanduser().absolute()
-    missing = _missing(source, device)
+    """Ends the command with a sentence where something is missing.
+
+    `is_here`: whether this machine loads the model, so that its folder can be looked at.
+    """
+    _check_choice("--device", device, tuple(DEVICE_DTYPES))
+    _check_choice("--dtype", dtype or DEVICE_DTYPES[device][0], DEVICE_DTYPES[device])
+    _check_choice("--tool-format", tool_format or TOOL_FORMATS[0], TOOL_FORMATS)
+    kv_bytes = _kv_bytes(kv_memory)
+    repository = _repository(model)
+    if repository is not None:
+        # Before the download: a name that cannot be used should not cost one.
+        _check_name(name or repository.id)
+        source, usual_name = _fetch(repository, as_json), repository.id
+    else:
+        source = Path(model or MODEL_DIR).expanduser().absolute()
+        usual_name = source.name if model else DEMO_NAME
+    missing = _missing(source, device) if is_here or repository else ""
     if missing:
-        fail(f"--model {source}: {missing}", EXIT_BAD_OPTION)
-    name = name or (source.name if folder else DEMO_NAME)
+        fail(f"the model {source}: {missing}", EXIT_BAD_OPTION)
+    return ModelChoice(
+        _check_name(name or usual_name),
+        source,
+        device,
+        task_executors,
+        dtype=dtype,
+        max_tokens=max_tokens,
+        kv_bytes=kv_bytes,
+        tool_format=tool_format,
+    )
+
+
+def _repository(model: str | Path | None) -> Repository | None:
+    """The hub's model that is meant; None for a folder. A folder that is there goes first."""
+    if model is None or isinstance(model, Path):
+        return None
+    is_path = model.startswith(("/", "./", "../", "~")) or model in (".", "..")
+    if is_path or Path(model).is_dir():
+        return None
+    repository = parse_repository(model)
+    if repository is None:
+        fail(
+            f"the model {model!r} is no folder here, and no hub id either (ORG/NAME, or"
+            " ORG/NAME@REVISION)",
+            EXIT_BAD_OPTION,
+        )
+    return repository
+
+
+def _fetch(repository: Repository, as_json: bool) -> Path:
+    from deepflow.cli.fetch_reporter import fetch_watcher
+    from deepflow.hub.client import HubSettings
+    from deepflow.hub.errors import HubError
+    from deepflow.hub.fetch import fetch_model
+    from deepflow.hub.models_folder import default_models_folder
+
+    settings = HubSettings.from_environment()
+    with fetch_watcher(repository.id, as_json) as watcher:
+        try:
+            return fetch_model(repository, default_models_folder(), settings, watcher)
+        except HubError as error:
+            message = str(error)
+    fail(message)
+
+
+def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        fail(f"{option} {value} is not known: choose {', '.join(choices)}", EXIT_BAD_OPTION)
+
+
+def _check_name(name: str) -> str:
     try:
-        check_name(name)
+        return check_name(name)
     except InvalidRequest as error:
         fail(f"{error.message}; choose another with --name", EXIT_BAD_OPTION)
-    return ModelChoice(name, source, device, task_executors)
+
+
+def _kv_bytes(text: str) -> int:
+    if not text:
+        return 0
+    try:
+        count = parse_bytes(text)
+    except ValueError as error:
+        fail(f"--kv-memory {error}", EXIT_BAD_OPTION)
+    if not 1 <= count <= KV_BYTES_MAX:
+        fail(f"--kv-memory {text} must be from 1 byte to 1 PiB", EXIT_BAD_OPTION)
+    return count
 
 
 def _missing(source: Path, device: str) -> str:

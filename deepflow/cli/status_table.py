@@ -4,7 +4,10 @@ import time
 from typing import Any
 
 from rich.console import Console, JustifyMethod
+from rich.markup import escape
 from rich.table import Table
+
+from deepflow.cli.models_table import deployments_table
 
 _COLOURS = {
     "ready": "green",
@@ -22,7 +25,10 @@ def show(answer: dict[str, Any]) -> None:
     if answer["cluster_error"]:
         console.print(f"[yellow]the cluster manager does not answer:[/] {answer['cluster_error']}")
     elif answer["deployments"]:
-        console.print(_deployments(answer["deployments"]))
+        console.print(deployments_table(answer["deployments"]))
+        for row in answer["deployments"]:
+            if row["detail"]:
+                console.print(f"{row['name']}: {row['detail']}", highlight=False, markup=False)
     else:
         console.print("no deployments")
     for label, key in (("gateways", "gateways"), ("data", "data_dir"), ("logs", "log_dir")):
@@ -51,17 +57,7 @@ def _processes(rows: list[dict[str, Any]]) -> Table:
 def _state(row: dict[str, Any]) -> str:
     words = " ".join(word for word in (row["state"], row["deployment"], row["detail"]) if word)
     colour = _COLOURS.get(row["state"], "yellow")
-    return f"[{colour}]{words}[/{colour}]"
-
-
-def _deployments(deployments: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in ("deployment", "device", "replicas", "model"):
-        table.add_column(column)
-    for one in deployments:
-        model = f"{one['architecture']}, {one['parameters'] / 1e6:.1f} M parameters"
-        table.add_row(one["name"], one["device"], str(one["replicas"]), model)
-    return table
+    return f"[{colour}]{escape(words)}[/{colour}]"
 
 
 def age(seconds: float) -> str:

@@ -1,6 +1,5 @@
 """`deepflow up`: the whole mesh in the foreground, until Ctrl-C."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,24 +11,27 @@ from deepflow.cli.common import (
     DataDirOption,
     fail,
 )
+from deepflow.cli.model_options import (
+    DeviceOption,
+    DtypeOption,
+    KvMemoryOption,
+    MaxTokensOption,
+    NameOption,
+    ToolFormatOption,
+)
 
 
 def up(
     model: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            show_default="the packaged demo model",
-            help="Folder with config.json, the tokenizer and safetensors weights.",
-        ),
-    ] = None,
-    name: Annotated[
         str | None,
         typer.Option(
-            show_default="the folder's name; demo for the demo model",
-            help='What clients put in "model".',
+            metavar="MODEL",
+            show_default="the packaged demo model",
+            help="Folder with config.json, the tokenizer and safetensors weights; or a hub id,"
+            " ORG/NAME or ORG/NAME@REVISION, which is fetched.",
         ),
     ] = None,
+    name: NameOption = None,
     port: Annotated[
         int, typer.Option(min=1, max=65535, help="HTTP port; gateway i listens on port + i.")
     ] = 8000,
@@ -39,13 +41,11 @@ def up(
             help="Interface of the gateways. Everything else listens on the loopback only."
         ),
     ] = "127.0.0.1",
-    device: Annotated[
-        str,
-        typer.Option(
-            help="cpu, or emulated:NAME, which computes nothing and takes the time that the named"
-            " accelerator would: emulated:zero, emulated:ascend-910b, emulated:h200."
-        ),
-    ] = "cpu",
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "",
+    max_tokens: MaxTokensOption = 0,
+    kv_memory: KvMemoryOption = "",
+    tool_format: ToolFormatOption = "",
     task_executors: Annotated[int, typer.Option(min=1, max=64, help="Replicas of the model.")] = 1,
     job_executors: Annotated[int, typer.Option(min=1, max=64, help="Job executors.")] = 1,
     gateways: Annotated[int, typer.Option(min=1, max=64, help="Gateways.")] = 1,
@@ -69,6 +69,7 @@ def up(
     \b
       deepflow up                                 the demo model, port 8000
       deepflow up --model ~/models/Llama-3.2-1B   a model of yours
+      deepflow up --model Qwen/Qwen3-0.6B         one from the hub
       deepflow up --task-executors 2 --port 8080  two replicas
       deepflow up --device emulated:ascend-910b   an accelerator's timing only
 
@@ -94,7 +95,17 @@ def up(
     if port + gateways - 1 > 65535:
         fail(f"{gateways} gateways from port {port} go beyond 65535: choose a lower --port", 2)
     options = StackOptions(data_dir or default_root(), host, port, gateways, job_executors)
-    choice = choose_model(model, name, device, task_executors)
+    choice = choose_model(
+        model,
+        name,
+        device,
+        task_executors,
+        dtype=dtype,
+        max_tokens=max_tokens,
+        kv_memory=kv_memory,
+        tool_format=tool_format,
+        as_json=as_json,
+    )
     reporter = reporter_for(as_json)
     try:
         ended_in_peace = asyncio.run(run(options, choice, reporter))

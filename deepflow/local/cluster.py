@@ -8,22 +8,20 @@ from deepflow import clock
 from deepflow.bus import Bus
 from deepflow.config import ServiceConfig
 from deepflow.lifecycle import state_word
+from deepflow.local.cluster_client import ClusterClient
+from deepflow.local.deployments import describe_deployments
 from deepflow.local.stack import Stack
 from deepflow.membership import HEARTBEAT_SUBJECT, kind_word
-from deepflow.rpc import Peer
 from deepflow.v1 import cluster_pb2, events_pb2
-from deepflow.v1.cluster_pb2_grpc import ClusterManagerServiceStub
 
-CALL_SECONDS = 5.0
 HEARTBEAT_SECONDS_MAX = 5.0
 
 
-class ClusterLink:
+class ClusterLink(ClusterClient):
     """A client of the cluster manager and a listener on NATS; never a member."""
 
     def __init__(self, stack: Stack) -> None:
-        self._peer = Peer(stack.cluster_manager_address, stack.secrets.cluster_token)
-        self._stub = ClusterManagerServiceStub(self._peer.channel)
+        super().__init__(stack.cluster_manager_address, stack.secrets.cluster_token)
         self._bus = Bus(_bus_config(stack), "supervisor")
         self._heard: dict[str, tuple[float, events_pb2.Heartbeat]] = {}
 
@@ -33,36 +31,14 @@ class ClusterLink:
 
     async def close(self) -> None:
         await self._bus.close()
-        await self._peer.close()
-
-    async def view(self, timeout_seconds: float = CALL_SECONDS) -> cluster_pb2.ClusterView:
-        """Raises Unavailable while the cluster manager is away."""
-        reply = await self._peer.call(
-            self._stub.GetView, cluster_pb2.GetViewRequest(), timeout_seconds=timeout_seconds
-        )
-        return reply.view
-
-    async def deploy(self, deployment: cluster_pb2.Deployment) -> cluster_pb2.Deployment:
-        reply = await self._peer.call(
-            self._stub.Deploy,
-            cluster_pb2.DeployRequest(deployment=deployment),
-            timeout_seconds=30.0,
-            idempotent=True,
-        )
-        return reply.deployment
-
-    async def undeploy(self, name: str) -> None:
-        request = cluster_pb2.UndeployRequest(name=name)
-        await self._peer.call(
-            self._stub.Undeploy, request, timeout_seconds=CALL_SECONDS, idempotent=True
-        )
+        await super().close()
 
     async def describe(self) -> dict[str, Any]:
         """The view with each member's load, for people and scripts."""
         view = await self.view()
         return {
             "members": [self._member(member) for member in view.members],
-            "deployments": [_deployment(deployment) for deployment in view.deployments],
+            "deployments": describe_deployments(view),
         }
 
     async def _hear(self, beat: events_pb2.Heartbeat) -> None:
@@ -98,18 +74,6 @@ class ClusterLink:
 
 def _fields(message: Message) -> list[str]:
     return [descriptor.name for descriptor in message.DESCRIPTOR.fields]
-
-
-def _deployment(deployment: cluster_pb2.Deployment) -> dict[str, Any]:
-    return {
-        "name": deployment.name,
-        "source": deployment.source,
-        "device": deployment.device,
-        "replicas": deployment.replicas,
-        "architecture": deployment.facts.architecture,
-        "parameters": deployment.facts.parameters,
-        "context_length": deployment.facts.context_length,
-    }
 
 
 def _bus_config(stack: Stack) -> ServiceConfig:

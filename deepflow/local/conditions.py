@@ -8,6 +8,7 @@ from deepflow.errors import DeepFlowError
 from deepflow.lifecycle import state_word
 from deepflow.local import http
 from deepflow.local.cluster import ClusterLink
+from deepflow.local.deployments import is_serving
 from deepflow.local.progress import ModelChoice, Reporter
 from deepflow.local.stack import LOOPBACK
 from deepflow.v1 import cluster_pb2
@@ -61,11 +62,7 @@ class Conditions:
         for member in members:
             if _has_given_up(member):
                 raise MemberFailed(member)
-        ready = [
-            m
-            for m in members
-            if m.deployment == model.name and m.state == types.LIFECYCLE_STATE_READY
-        ]
+        ready = [m for m in members if m.deployment == model.name and is_serving(m)]
         return len(ready) >= model.task_executors
 
     async def serves(self, url: str, model: ModelChoice) -> bool:

@@ -30,6 +30,7 @@ class LocalStack:
         self.stop_requested = asyncio.Event()
         self.has_started = False
         self.was_killed = False
+        self.makes_embeddings = False  # instead of text, once the model is known
         self._socket: ControlSocket | None = None
         self._cluster: Any = None  # a ClusterLink, once gRPC is imported
         self._log_handler: logging.Handler | None = None
@@ -69,6 +70,7 @@ class LocalStack:
             self._stack, self.supervisor, self._cluster, steps=steps, reporter=reporter
         )
         await readiness.follow(model)
+        self.makes_embeddings = readiness.makes_embeddings
         return readiness.has_chat_template
 
     async def stop(self) -> None:

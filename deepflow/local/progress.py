@@ -4,9 +4,12 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from deepflow import clock
+
+if TYPE_CHECKING:
+    from deepflow.v1 import cluster_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,25 @@ class ModelChoice:
     source: Path
     device: str
     task_executors: int
+    dtype: str = ""  # empty and 0: what is best, as much as fits
+    max_tokens: int = 0
+    kv_bytes: int = 0
+    tool_format: str = ""
+
+    def deployment(self) -> "cluster_pb2.Deployment":
+        """As the cluster manager is asked for it."""
+        from deepflow.v1 import cluster_pb2  # late: protobuf takes its time to import
+
+        return cluster_pb2.Deployment(
+            name=self.name,
+            source=str(self.source),
+            device=self.device,
+            replicas=self.task_executors,
+            dtype=self.dtype,
+            max_tokens=self.max_tokens,
+            kv_bytes=self.kv_bytes,
+            tool_format=self.tool_format,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +54,7 @@ class Ready:
     pid: int
     seconds: float
     step_seconds: dict[str, float]
+    makes_embeddings: bool = False  # instead of text
 
 
 class Reporter(Protocol):

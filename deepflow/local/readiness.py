@@ -1,15 +1,17 @@
 """Follows a stack while it comes up: what is waited for, in which order, and what went wrong."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
 from deepflow import clock
-from deepflow.errors import DeepFlowError
+from deepflow.errors import DeepFlowError, Unavailable
 from deepflow.local import http
 from deepflow.local.cluster import ClusterLink
 from deepflow.local.conditions import Conditions, MemberFailed
+from deepflow.local.deployments import cut_words, describe_deployments
 from deepflow.local.errors import StartupFailed
 from deepflow.local.failures import failed, first_failure
 from deepflow.local.progress import ModelChoice, Reporter, Steps
@@ -39,6 +41,7 @@ class Readiness:
         self._reporter = reporter
         self._conditions = Conditions(cluster, reporter)
         self.has_chat_template = False
+        self.makes_embeddings = False
 
     async def follow(self, model: ModelChoice) -> None:
         """Returns when the model answers. Raises StartupFailed as soon as that cannot happen."""
@@ -110,15 +113,9 @@ class Readiness:
                 if former.name != model.name:
                     await self._cluster.undeploy(former.name)
                     self._reporter.note(f"undeployed {former.name!r}, left by a former run")
-            deployed = await self._cluster.deploy(
-                cluster_pb2.Deployment(
-                    name=model.name,
-                    source=str(model.source),
-                    device=model.device,
-                    replicas=model.task_executors,
-                )
-            )
+            deployed = await self._cluster.deploy(model.deployment())
             self.has_chat_template = deployed.facts.has_chat_template
+            self.makes_embeddings = deployed.facts.task == cluster_pb2.MODEL_TASK_EMBED
         except DeepFlowError as error:
             raise StartupFailed(f"cannot deploy {model.name}: {error.message}") from error
 
@@ -129,11 +126,22 @@ class Readiness:
         except MemberFailed as error:
             owner = {p.spec.name: p for p in self._supervisor.all()}.get(error.member_id)
             raise failed(str(error), owner) from error
+        await self._tell_what_was_cut(model)
+
+    async def _tell_what_was_cut(self, model: ModelChoice) -> None:
+        with contextlib.suppress(Unavailable):  # worth a line, not a wait
+            for row in describe_deployments(await self._cluster.view()):
+                if row["name"] == model.name and (words := cut_words(row)):
+                    self._reporter.note(f"{model.name}: {words}")
 
     async def _has_first_token(self, model: ModelChoice) -> bool:
         """Not yet where the job executor has still to meet the task executor."""
-        url = f"{self._stack.options.urls[0]}/v1/completions"
-        question = {"model": model.name, "prompt": "Hello", "max_tokens": 1}
+        url = f"{self._stack.options.urls[0]}/v1/"
+        question: dict[str, Any] = {"model": model.name}
+        if self.makes_embeddings:
+            url, question["input"] = url + "embeddings", "Hello"
+        else:
+            url, question = url + "completions", question | {"prompt": "Hello", "max_tokens": 1}
         try:
             status, body = await http.post(url, question)
         except http.NoAnswer as error:

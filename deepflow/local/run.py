@@ -96,4 +96,5 @@ def _summary(stack: LocalStack, model: ModelChoice, can_chat: bool, steps: Steps
         pid=os.getpid(),
         seconds=sum(steps.seconds.values()),
         step_seconds=steps.seconds,
+        makes_embeddings=stack.makes_embeddings,
     )

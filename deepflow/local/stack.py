@@ -16,6 +16,8 @@ LOOPBACK = "127.0.0.1"
 WILDCARDS = ("0.0.0.0", "::", "")
 # Each names one process: set for all of them it would make them collide.
 _NEVER_INHERITED = ("ID", "PORT", "HEALTH_PORT", "HOST", "ADVERTISE_HOST")
+# Only the command itself fetches models.
+_OTHERS_SECRETS = ("HF_TOKEN",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class Stack:
     @property
     def environment(self) -> dict[str, str]:
         """What every service of this stack is told."""
-        unwanted = {PREFIX + name for name in _NEVER_INHERITED}
+        unwanted = {PREFIX + name for name in _NEVER_INHERITED} | set(_OTHERS_SECRETS)
         ours = {
             "CLUSTER_TOKEN": self.secrets.cluster_token,
             "NATS_URL": self.nats_url,
@@ -86,7 +88,11 @@ class Stack:
 
     def embedded(self, name: str, command: tuple[str, ...]) -> ProcessSpec:
         """NATS or Redis: told nothing but what their configuration says."""
-        environment = {k: v for k, v in self.inherited.items() if not k.startswith(PREFIX)}
+        environment = {
+            k: v
+            for k, v in self.inherited.items()
+            if not k.startswith(PREFIX) and k not in _OTHERS_SECRETS
+        }
         return ProcessSpec(name, name, command, environment, self.data.log_file(name))
 
     def service(self, service: str, name: str, settings: Mapping[str, Any]) -> ProcessSpec:

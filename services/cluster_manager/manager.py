@@ -84,9 +84,11 @@ class Manager:
         members = self._roster.members()
         metrics.count_members(members)
         view.members.extend(members)
+        deployments = self._catalog.all()
+        by_name = {deployment.name: deployment for deployment in deployments}
         for member in view.members:
-            member.detail = self.loads.detail_of(member.id) or member.detail
-        view.deployments.extend(self._catalog.all())
+            self.loads.describe(member, by_name)
+        view.deployments.extend(deployments)
 
     def forget_lives(self, members: list[str]) -> None:
         """Their processes are new or gone: nothing that was under way for them goes on."""

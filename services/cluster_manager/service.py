@@ -10,7 +10,12 @@ from deepflow.v1 import cluster_pb2, events_pb2
 from deepflow.v1.cluster_pb2_grpc import ClusterManagerServiceServicer
 from services.cluster_manager.config import ClusterManagerConfig
 from services.cluster_manager.deployments.catalog import Catalog
-from services.cluster_manager.deployments.request import check_deployment, check_name, read_facts
+from services.cluster_manager.deployments.request import (
+    check_against_facts,
+    check_deployment,
+    check_name,
+    read_facts,
+)
 from services.cluster_manager.manager import Manager
 from services.cluster_manager.masters.leadership import Leadership
 from services.cluster_manager.masters.roster import Roster
@@ -71,8 +76,10 @@ class ClusterManagerService(ClusterManagerServiceServicer):
         asked.CopyFrom(request.deployment)
         check_deployment(asked)
         asked.facts.CopyFrom(await _read_facts(asked.source))
+        check_against_facts(asked)
         async with self._writing:
             deployment = await self._write(asked)
+        self._manager.loads.retry(deployment.name)
         self._manager.changed()
         return cluster_pb2.DeployResponse(deployment=deployment)
 

@@ -57,8 +57,9 @@ class Catalog:
 
 def content_of(deployment: cluster_pb2.Deployment) -> str:
     """Names all that a task executor would have to load anew for."""
-    facts = deployment.facts
-    return f"{facts.model_revision} {deployment.device} {deployment.source}"
+    it = deployment
+    parts = (it.facts.model_revision, it.device, it.source, it.dtype, it.max_tokens, it.kv_bytes)
+    return " ".join(str(part) for part in parts)
 
 
 def _next_revision(

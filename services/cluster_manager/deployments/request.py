@@ -1,14 +1,19 @@
 """Reads a request for a deployment; every refusal names the field."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
+from deepflow.core.devices import DEVICE_DTYPES
+from deepflow.core.encoder_spec import EncoderSpec, is_encoder_folder
+from deepflow.core.generation_defaults import read_generation_defaults
 from deepflow.core.model_folder import ModelFolderError, read_json
 from deepflow.core.model_spec import ModelSpec, model_revision
+from deepflow.core.tool_formats import TOOL_FORMATS
 from deepflow.errors import InvalidRequest
 from deepflow.v1 import cluster_pb2
 
-DEVICES = ("cpu", "emulated:zero", "emulated:ascend-910b", "emulated:h200")
+DEVICES = tuple(DEVICE_DTYPES)
 REPLICAS_MAX = 64
 NAME_LENGTH_MAX = 128
 # Names travel in URLs, record keys and logs: "demo", "meta-llama/Llama-3.2-1B".
@@ -29,6 +34,51 @@ def check_deployment(asked: cluster_pb2.Deployment) -> None:
         raise InvalidRequest(
             f"source {asked.source!r} must be the absolute path of a model folder", param="source"
         )
+    _check_dtype(asked)
+    if asked.tool_format and asked.tool_format not in TOOL_FORMATS:
+        raise InvalidRequest(
+            f"tool_format {asked.tool_format!r} is not known; choices: {', '.join(TOOL_FORMATS)}",
+            param="tool_format",
+        )
+
+
+def check_against_facts(asked: cluster_pb2.Deployment) -> None:
+    """What only makes sense for some models."""
+    facts = asked.facts
+    if asked.max_tokens == 1 or asked.max_tokens > facts.context_length:
+        raise InvalidRequest(
+            f"max_tokens is {asked.max_tokens}; it must be from 2 to {facts.context_length}, the"
+            " context length of the model",
+            param="max_tokens",
+        )
+    if facts.task == cluster_pb2.MODEL_TASK_EMBED:
+        _check_encoder(asked)
+
+
+def _check_encoder(asked: cluster_pb2.Deployment) -> None:
+    if asked.kv_bytes:
+        raise InvalidRequest("kv_bytes: an embedding model holds no KV cache", param="kv_bytes")
+    if asked.device.startswith("emulated:"):
+        raise InvalidRequest(
+            f"device {asked.device!r} emulates models that generate text; an embedding model"
+            " needs a real one, such as cpu",
+            param="device",
+        )
+    if asked.dtype not in ("", "float32"):
+        raise InvalidRequest(
+            f"dtype {asked.dtype!r} is not supported for an embedding model; choices: float32",
+            param="dtype",
+        )
+
+
+def _check_dtype(asked: cluster_pb2.Deployment) -> None:
+    choices = DEVICE_DTYPES[asked.device]
+    if asked.dtype and asked.dtype not in choices:
+        raise InvalidRequest(
+            f"dtype {asked.dtype!r} cannot be computed on {asked.device}; choices:"
+            f" {', '.join(choices)}",
+            param="dtype",
+        )
 
 
 def check_name(name: str) -> str:
@@ -45,8 +95,11 @@ def read_facts(source: str) -> cluster_pb2.ModelFacts:
     """Reads files: not for the event loop."""
     folder = Path(source)
     try:
+        if is_encoder_folder(folder):
+            return _encoder_facts(folder)
         spec, revision = ModelSpec.from_folder(folder), model_revision(folder)
         has_chat_template = _has_chat_template(folder)
+        defaults = _generation_defaults(folder)
     except ModelFolderError as error:
         raise InvalidRequest(str(error), param="source") from error
     except OSError as error:
@@ -59,7 +112,28 @@ def read_facts(source: str) -> cluster_pb2.ModelFacts:
         eos_token_ids=spec.eos_token_ids,
         has_chat_template=has_chat_template,
         parameters=spec.parameters,
+        task=cluster_pb2.MODEL_TASK_GENERATE,
+        defaults=defaults,
     )
+
+
+def _encoder_facts(folder: Path) -> cluster_pb2.ModelFacts:
+    spec = EncoderSpec.from_folder(folder)
+    return cluster_pb2.ModelFacts(
+        architecture=spec.architecture,
+        model_revision=model_revision(folder),
+        vocab_size=spec.vocab_size,
+        context_length=spec.context_length,
+        parameters=spec.parameters,
+        task=cluster_pb2.MODEL_TASK_EMBED,
+        embedding_size=spec.embedding_size,
+    )
+
+
+def _generation_defaults(folder: Path) -> cluster_pb2.GenerationDefaults:
+    defaults = read_generation_defaults(folder)
+    said = {field.name: getattr(defaults, field.name) for field in fields(defaults)}
+    return cluster_pb2.GenerationDefaults(**said)
 
 
 def _has_chat_template(folder: Path) -> bool:

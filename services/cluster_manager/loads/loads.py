@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 
 from deepflow import clock
@@ -31,13 +31,26 @@ class Loads:
     def assignments(self) -> dict[str, Assignment]:
         return dict(self._assignments)
 
-    def detail_of(self, task_executor: str) -> str:
-        """Why its model is not there, for people; empty where nothing failed."""
-        it = self._assignments.get(task_executor)
-        if it is None or it.phase is not Phase.FAILED:
-            return ""
-        times = "once" if it.failures == 1 else f"{it.failures} times"
-        return f"loading {it.deployment} failed {times}, will be retried: {it.reason}"
+    def describe(
+        self, member: cluster_pb2.Member, deployments: Mapping[str, cluster_pb2.Deployment]
+    ) -> None:
+        """Write on the member what only its assignment tells."""
+        it = self._assignments.get(member.id)
+        wanted = deployments.get(it.deployment) if it is not None else None
+        if it is None or wanted is None:
+            return
+        if it.content != content_of(wanted):
+            member.is_outdated = bool(member.deployment)
+        elif it.phase is Phase.FAILED:
+            member.deployment = it.deployment
+            times = f" ({it.failures} times so far)" if it.failures > 1 else ""
+            member.detail = f"cannot load {it.deployment}{times}: {it.reason}"
+
+    def retry(self, deployment: str) -> None:
+        """Somebody asked for it again: what failed before may go better now."""
+        for id, it in list(self._assignments.items()):
+            if it.deployment == deployment and it.phase is Phase.FAILED:
+                self.forget(id)
 
     def load(self, member: cluster_pb2.Member, deployment: cluster_pb2.Deployment) -> None:
         content = content_of(deployment)

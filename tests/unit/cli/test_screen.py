@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,16 @@ def ready(has_chat_template: bool = True) -> Ready:
     )
 
 
-@pytest.mark.parametrize(("can_chat", "path"), [(True, "chat/completions"), (False, "completions")])
-def test_the_printed_lines_are_whole_programs(can_chat: bool, path: str) -> None:
-    text = greeting(ready(can_chat))
+@pytest.mark.parametrize(
+    ("model", "path"),
+    [
+        (ready(), "chat/completions"),
+        (ready(has_chat_template=False), "completions"),
+        (replace(ready(), makes_embeddings=True), "embeddings"),
+    ],
+)
+def test_the_printed_lines_are_whole_programs(model: Ready, path: str) -> None:
+    text = greeting(model)
     curl = text[text.index("curl ") : text.index("\n\nor from Python")]
     assert f"http://127.0.0.1:8000/v1/{path} " in curl
     body = curl[curl.index("-d '") + 4 : -1]

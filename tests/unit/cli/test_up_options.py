@@ -8,6 +8,8 @@ from typer.testing import CliRunner, Result
 from deepflow.cli.main import app
 from deepflow.cli.model_choice import choose_model
 from deepflow.demo import MODEL_DIR
+from tests.fake_hub import COMMIT, fake_hub
+from tests.servers import free_port
 
 
 def up(*arguments: str) -> Result:
@@ -19,6 +21,15 @@ def up(*arguments: str) -> Result:
     [
         (["--device", "tpu"], "emulated:ascend-910b"),
         (["--model", "/no/such/folder"], "no such folder"),
+        (["--model", "no-such-folder"], "no folder here, and no hub id either"),
+        (["--dtype", "float16"], "float32, bfloat16"),
+        (["--dtype", "int8", "--device", "emulated:zero"], "bfloat16, float16, float32"),
+        (["--kv-memory", "much"], "write 2GiB"),
+        (["--kv-memory", "2PiB"], "write 2GiB"),
+        (["--kv-memory", "2000TiB"], "to 1 PiB"),
+        (["--kv-memory", "0"], "to 1 PiB"),
+        (["--max-tokens", "-1"], "--max-tokens"),
+        (["--tool-format", "morse"], "hermes, llama3"),
         (["--name", "a/../b"], "--name"),
         (["--task-executors", "0"], "--task-executors"),
         (["--job-executors", "-1"], "--job-executors"),
@@ -47,6 +58,38 @@ def test_an_emulated_device_needs_no_weights(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     choice = choose_model(tmp_path, "big", "emulated:h200", 2)
     assert (choice.name, choice.source, choice.task_executors) == ("big", tmp_path, 2)
+
+
+def test_a_hub_id_is_fetched_and_named_after_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": b"weights"}
+    monkeypatch.setenv("DEEPFLOW_MODELS_DIR", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with fake_hub(files) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        choice = choose_model("acme/tiny@v1", None, "cpu", 1)
+    assert (choice.name, choice.source) == ("acme/tiny", tmp_path / "acme/tiny" / COMMIT)
+    assert (choice.source / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_a_hub_that_does_not_answer_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEEPFLOW_MODELS_DIR", str(tmp_path))
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    result = up("--model", "acme/tiny")
+    assert result.exit_code == 1
+    assert "cannot be reached" in result.stderr and "Traceback" not in result.output
+
+
+def test_how_a_model_is_held_becomes_the_deployment() -> None:
+    choice = choose_model(
+        None, None, "cpu", 2, dtype="bfloat16", max_tokens=512, kv_memory="1.5GiB"
+    )
+    asked = choice.deployment()
+    assert (asked.name, asked.replicas, asked.dtype) == ("demo", 2, "bfloat16")
+    assert (asked.max_tokens, asked.kv_bytes) == (512, 3 << 29)
 
 
 def test_the_demo_model_is_the_default() -> None:

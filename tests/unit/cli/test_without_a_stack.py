@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from deepflow.cli.main import app
+from deepflow.demo import MODEL_DIR
 from tests.servers import free_port
 
 HEAVY = ("torch", "grpc", "nats", "httpx", "numpy", "uvicorn", "tokenizers", "services")
@@ -18,9 +19,11 @@ def deepflow(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
 
 
-@pytest.mark.parametrize("verb", ["status", "chat"])
-def test_verbs_that_need_a_stack_say_what_to_run(verb: str, tmp_path: Path) -> None:
-    result = deepflow(verb, "--data-dir", str(tmp_path))
+@pytest.mark.parametrize(
+    "command", [["status"], ["chat"], ["models"], ["deploy", str(MODEL_DIR)], ["undeploy", "demo"]]
+)
+def test_verbs_that_need_a_stack_say_what_to_run(command: list[str], tmp_path: Path) -> None:
+    result = deepflow(*command, "--data-dir", str(tmp_path))
     assert result.exit_code == 1
     assert "deepflow up" in result.stderr
 
@@ -55,7 +58,21 @@ def test_version_names_everything() -> None:
     assert "v" in versions["nats-server"]
 
 
-@pytest.mark.parametrize("verb", ["up", "down", "status", "chat", "logs", "version", "bench"])
+def test_a_cluster_manager_elsewhere_needs_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DEEPFLOW_CLUSTER_TOKEN", raising=False)
+    result = deepflow("models", "--cluster-manager", "127.0.0.1:1")
+    assert result.exit_code == 2 and "DEEPFLOW_CLUSTER_TOKEN" in result.stderr
+    monkeypatch.setenv("DEEPFLOW_CLUSTER_TOKEN", "a token")
+    result = deepflow("models", "--cluster-manager", "127.0.0.1")
+    assert result.exit_code == 2 and "HOST:PORT" in result.stderr
+    result = deepflow("models", "--cluster-manager", f"127.0.0.1:{free_port()}")
+    assert result.exit_code == 1 and "does not answer" in result.stderr
+
+
+VERBS = ["up", "down", "status", "deploy", "undeploy", "models", "chat", "logs", "version", "bench"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself(verb: str) -> None:
     result = deepflow(verb, "--help")
     assert result.exit_code == 0

@@ -47,6 +47,13 @@ def test_every_service_reads_what_it_is_told(tmp_path: Path) -> None:
         assert settings.cluster_manager_address == "127.0.0.1:1005"
 
 
+def test_the_token_of_a_hub_stays_with_the_command(tmp_path: Path) -> None:
+    stack = _stack(tmp_path, HF_TOKEN="secret", HF_ENDPOINT="http://hub")
+    specs = (stack.embedded("nats", ("nats-server",)), *stack.gateways(), stack.cluster_manager())
+    for spec in specs:
+        assert "secret" not in spec.environment.values()
+
+
 def test_no_service_is_told_what_it_does_not_know(tmp_path: Path) -> None:
     stack = _stack(tmp_path)
     for kind, spec in (

@@ -1,0 +1,62 @@
+"""How a command finds the cluster: the stack of a data folder, or an address."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deepflow.cli.common import EXIT_BAD_OPTION, fail
+
+if TYPE_CHECKING:
+    from deepflow.local.cluster_client import ClusterClient
+
+TOKEN_VARIABLE = "DEEPFLOW_CLUSTER_TOKEN"
+
+ClusterManagerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster-manager",
+        metavar="HOST:PORT",
+        show_default="that of the stack in --data-dir",
+        help=f"Address of a cluster manager elsewhere; its token is read from {TOKEN_VARIABLE}.",
+    ),
+]
+
+
+@asynccontextmanager
+async def cluster_of(data_dir: Path | None, address: str | None) -> AsyncIterator["ClusterClient"]:
+    """Ends the command where no stack runs."""
+    from deepflow.local.cluster_client import ClusterClient
+
+    client = ClusterClient(*(_remote(address) if address else _local(data_dir)))
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+def _remote(address: str) -> tuple[str, str]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        fail(f"--cluster-manager {address!r} must be HOST:PORT", EXIT_BAD_OPTION)
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    if not token:
+        fail(f"--cluster-manager needs {TOKEN_VARIABLE} to be set", EXIT_BAD_OPTION)
+    return address, token
+
+
+def _local(data_dir: Path | None) -> tuple[str, str]:
+    from deepflow.local.client import SupervisorClient
+    from deepflow.local.data_dir import DataDir, default_root
+    from deepflow.local.errors import StackError
+
+    data = DataDir(data_dir or default_root())
+    try:
+        with SupervisorClient(data) as supervisor:
+            address: str = supervisor.ask("describe")["cluster_manager"]
+        return address, data.read_secrets().cluster_token
+    except StackError as error:
+        fail(str(error))

@@ -1,0 +1,83 @@
+"""Deployments as rows: the whole of them, and the short form that `status` shows."""
+
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from deepflow.core.sizes import format_bytes
+
+_COLOURS = {"ready": "green", "failed": "red"}
+
+
+def models_table(rows: list[dict[str, Any]]) -> Table:
+    columns = ("model", "state", "replicas", "architecture", "memory", "context", "KV", "source")
+    table = _table(columns)
+    for row in rows:
+        table.add_row(
+            escape(row["name"]),
+            _state(row),
+            f"{row['ready']}/{row['replicas']}",
+            f"{row['architecture']}, {parameter_words(row['parameters'])}",
+            memory_words(row),
+            context_words(row),
+            kv_words(row),
+            escape(row["source"]),
+        )
+    return table
+
+
+def deployments_table(rows: list[dict[str, Any]]) -> Table:
+    table = _table(("deployment", "state", "replicas", "device", "model", "memory", "KV", "tokens"))
+    for row in rows:
+        table.add_row(
+            escape(row["name"]),
+            _state(row),
+            f"{row['ready']}/{row['replicas']}",
+            row["device"],
+            f"{row['architecture']}, {parameter_words(row['parameters'])}",
+            memory_words(row),
+            kv_words(row),
+            context_words(row),
+        )
+    return table
+
+
+def parameter_words(count: int) -> str:
+    if count >= 10**9:
+        return f"{count / 1e9:.2f} B parameters"
+    return f"{count / 1e6:.1f} M parameters"
+
+
+def memory_words(row: dict[str, Any]) -> str:
+    """For example: 1.50 GiB weights in bfloat16."""
+    if not row["weight_bytes"]:
+        return str(row["dtype"])
+    return f"{format_bytes(row['weight_bytes'])} weights in {row['dtype']}"
+
+
+def kv_words(row: dict[str, Any]) -> str:
+    return f"{format_bytes(row['kv_bytes'])} KV" if row["kv_bytes"] else ""
+
+
+def context_words(row: dict[str, Any]) -> str:
+    """Shows where the context was cut."""
+    held, whole = row["max_tokens"], row["context_length"]
+    if not held or held == whole:
+        return f"{whole} tokens"
+    return f"{held} of {whole} tokens"
+
+
+def _table(columns: tuple[str, ...]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        is_short = column in ("model", "deployment", "state", "replicas")
+        table.add_column(
+            column, no_wrap=is_short, overflow="fold" if column == "source" else "ellipsis"
+        )
+    return table
+
+
+def _state(row: dict[str, Any]) -> str:
+    colour = _COLOURS.get(row["state"], "yellow")
+    return f"[{colour}]{row['state']}[/{colour}]"
