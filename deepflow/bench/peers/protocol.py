@@ -1,0 +1,60 @@
+"""How a benchmark drives an engine in a process of its own: one JSON object a line, both ways.
+
+The first line in is the setup. The engine answers {"ready": true} once it has produced a token.
+Then for every {"prompts": ..., "output": N} it answers {"seconds": S}; at the end of its input it
+ends. Standard library only, because the environment of a peer holds nothing of ours.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO, Any, Protocol
+
+
+@dataclass(frozen=True)
+class Setup:
+    model: str  # a folder
+    device: str
+    dtype: str
+    requests: int  # at a time
+    max_tokens: int  # prompt and answer together
+
+
+class Engine(Protocol):
+    def generate(self, prompts: list[list[int]], output: int) -> list[list[int]]:
+        """Greedy, exactly `output` tokens for each prompt, whatever end token is drawn."""
+
+
+def serve(build: Callable[[Setup], Engine]) -> None:
+    requests, answers = sys.stdin, _claim_stdout()
+    setup = Setup(**json.loads(requests.readline()))
+    engine = build(setup)
+    engine.generate([[1, 2, 3]], 1)
+    _say(answers, {"ready": True})
+    for line in requests:
+        _say(answers, {"seconds": _timed(engine, **json.loads(line))})
+
+
+def _timed(engine: Engine, prompts: list[list[int]], output: int) -> float:
+    began = time.perf_counter()
+    answers = engine.generate(prompts, output)
+    seconds = time.perf_counter() - began
+    lengths = {len(answer) for answer in answers}
+    if len(answers) != len(prompts) or lengths != {output}:
+        raise RuntimeError(f"asked for {len(prompts)} x {output} tokens, got lengths {lengths}")
+    return seconds
+
+
+def _claim_stdout() -> IO[str]:
+    """The protocol's own stream; whoever prints, a child too, writes to stderr from now on."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def _say(answers: IO[str], message: dict[str, Any]) -> None:
+    answers.write(json.dumps(message) + "\n")
+    answers.flush()
