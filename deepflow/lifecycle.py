@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol, TypeAlias, TypeVar
 
 from deepflow import clock, config, ids, telemetry
+from deepflow.core.bound import bound_to_parent as bound_to_parent
 from deepflow.v1 import types_pb2 as types
 
 log = logging.getLogger(__name__)
@@ -23,20 +24,6 @@ GC_THRESHOLDS = (20_000, 20, 50)
 
 EXIT_BAD_CONFIG = 2
 EXIT_CANNOT_START = 3
-
-# Runs in the child between fork and exec: ask the kernel to kill it when its parent dies, make
-# sure that the parent had not died before that, then become the real program.
-_TRAMPOLINE = (
-    "import ctypes,os,signal,sys;"
-    "ctypes.CDLL(None).prctl(1,signal.SIGKILL);"
-    "os.getppid()==int(sys.argv[1]) or sys.exit(1);"
-    "os.execvp(sys.argv[2],sys.argv[2:])"
-)
-
-
-def bound_to_parent(command: list[str]) -> list[str]:
-    """`command` as a child that never outlives this process, not even a SIGKILL of it."""
-    return [sys.executable, "-I", "-S", "-c", _TRAMPOLINE, str(os.getpid()), *command]
 
 
 class Lifecycle:

@@ -1,14 +1,15 @@
 import random
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deepflow.core.mixing import uniform_bits, uniforms
 from deepflow.core.model_spec import ModelSpec
 from deepflow.core.sampling import SamplingParams, uniform
-from services.task_executor.devices.emulated.mixing import uniform_bits
 from services.task_executor.devices.emulated.profiles import (
     H200,
     ZERO,
@@ -39,7 +40,10 @@ def build(spec: ModelSpec) -> Callable[[], PlanDriver]:
 
 
 def build_executor(
-    spec: ModelSpec, profile: AcceleratorProfile = ZERO, block_size: int = 16
+    spec: ModelSpec,
+    profile: AcceleratorProfile = ZERO,
+    block_size: int = 16,
+    eos_token_ids: tuple[int, ...] = (),
 ) -> EmulatedExecutor:
     config = EngineConfig(
         block_size=block_size,
@@ -47,6 +51,7 @@ def build_executor(
         max_tokens=128,
         vocab_size=spec.vocab_size,
         max_sequences=8,
+        eos_token_ids=eos_token_ids,
     )
     return EmulatedExecutor(spec, profile, config)
 
@@ -189,6 +194,44 @@ def test_seed_and_choice_matter_only_with_a_temperature(build: Callable[[], Plan
 def test_vectorised_draws_equal_the_common_ones(seed: int, choice: int, position: int) -> None:
     columns = [np.array([value], dtype=np.uint64) for value in (seed, choice, position)]
     assert float(uniform_bits(*columns)[0]) * 2.0**-53 == uniform(seed, choice, position)
+    indexes = [np.array([value], dtype=np.int64) for value in (choice, position)]
+    assert uniforms(columns[0], *indexes)[0] == uniform(seed, choice, position)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("ignore_eos", [True, False])
+def test_no_end_is_drawn_before_min_tokens(
+    spec: ModelSpec, temperature: float, ignore_eos: bool
+) -> None:
+    """Other tokens stay what they are until the first that is drawn anew."""
+    plain = SamplingParams(1000, temperature=temperature, seed=3, ignore_eos=ignore_eos)
+    free = undisturbed(PlanDriver(build_executor(spec)), plain)
+    eos, stop = free[4], free[7]
+    sampling = msgspec.structs.replace(plain, stop_token_ids=(stop,), min_tokens=20)
+
+    def bounded() -> list[int]:
+        return undisturbed(PlanDriver(build_executor(spec, eos_token_ids=(eos,))), sampling)
+
+    answer = bounded()
+    first_changed = 7 if ignore_eos else 4
+    assert answer[:first_changed] == free[:first_changed]
+    assert answer[first_changed] != free[first_changed]
+    assert stop not in answer[:20]
+    assert ignore_eos or eos not in answer[:20]
+    assert answer == bounded()
+
+
+def test_min_tokens_of_one_row_is_no_matter_of_another(spec: ModelSpec) -> None:
+    free = undisturbed(PlanDriver(build_executor(spec)))
+    driver = PlanDriver(build_executor(spec))
+    bounded = SamplingParams(1000, temperature=0.0, stop_token_ids=(free[0],), min_tokens=9)
+    changed = driver.admit(1, PROMPT, [11, 12, 13, 14, 15], sampling=bounded)
+    driver.prefill(1)
+    driven = driver.admit(0, PROMPT, BLOCKS)
+    driver.prefill(0)
+    driver.decode([1, 0], STEPS - 1)
+    assert driven.answer == free
+    assert changed.answer[0] != free[0]
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_a_whole_life(engine: Engine, model: Path) -> None:
     assert steps[:2] == [("read_config", False), ("read_config", True)]
     assert isinstance(message, Loaded) and message.max_tokens == 256
 
-    engine.send(Submit(1, [1, 2, 3], SamplingParams(20, temperature=0.0)))
+    engine.send(Submit(1, [1, 2, 3], SamplingParams(20, temperature=0.0, ignore_eos=True)))
     engine.send(Submit(2, [], SamplingParams(20)))
     outputs = engine.receive_steps(1, 2)
     finished = {end.handle: end for output in outputs for end in output.finished}
@@ -161,7 +161,9 @@ def test_a_model_that_cannot_be_held_is_answered(engine: Engine, model: Path) ->
 def test_a_full_ring_holds_the_engine_back_and_loses_nothing(engine: Engine, model: Path) -> None:
     assert isinstance(engine.load(model), Loaded)
     for handle in range(4):
-        engine.send(Submit(handle, [handle + 1], SamplingParams(250, temperature=0.0)))
+        engine.send(
+            Submit(handle, [handle + 1], SamplingParams(250, temperature=0.0, ignore_eos=True))
+        )
     # Its answers are far larger than the ring, so it must have waited for this reader.
     outputs = engine.receive_steps(0, 1, 2, 3)
     assert sum(len(encode(output)) for output in outputs) > 4 * 4096

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from deepflow.core.model_folder import ModelFolderError
-from deepflow.core.model_spec import ModelSpec, RopeSpec, count_parameters, model_revision
+from deepflow.core.model_spec import ModelSpec, count_parameters, model_revision
+from deepflow.core.rope_spec import RopeSpec
 from tests.unit.flowserve.model_specs import write_config, write_safetensors
 
 LLAMA3 = {
@@ -22,7 +23,8 @@ def test_reads_shape_and_derives_what_is_missing(tmp_path: Path) -> None:
     assert (spec.num_kv_heads, spec.head_dim, spec.q_size, spec.kv_size) == (2, 16, 64, 32)
     assert (spec.vocab_size, spec.context_length, spec.dtype) == (1000, 512, "bfloat16")
     assert (spec.bos_token_id, spec.eos_token_ids) == (1, (2,))
-    assert not (spec.tied_embeddings or spec.attention_bias or spec.mlp_bias)
+    assert not (spec.tied_embeddings or spec.qkv_bias or spec.output_bias or spec.mlp_bias)
+    assert (spec.activation, spec.layer_windows) == ("silu", (None, None))
     assert spec.rope == RopeSpec()
 
 
@@ -57,8 +59,13 @@ def test_generation_config_decides_which_tokens_end_an_answer(tmp_path: Path) ->
     assert spec.bos_token_id == 1
 
 
-def test_eos_may_be_missing(tmp_path: Path) -> None:
-    assert ModelSpec.from_folder(write_config(tmp_path, eos_token_id=None)).eos_token_ids == ()
+def test_eos_is_the_familys_where_the_folder_says_nothing(tmp_path: Path) -> None:
+    folder = write_config(tmp_path, eos_token_id=None)
+    assert ModelSpec.from_folder(folder).eos_token_ids == (2,)
+    write_config(folder, eos_token_id=[])
+    assert ModelSpec.from_folder(folder).eos_token_ids == ()
+    write_config(folder, eos_token_id=None, architectures=["Qwen2ForCausalLM"])
+    assert ModelSpec.from_folder(folder).eos_token_ids == ()
 
 
 def test_kv_bytes_count_both_halves_of_all_layers(tmp_path: Path) -> None:
@@ -76,17 +83,47 @@ def test_parameters_come_from_headers_and_else_from_the_shape(tmp_path: Path) ->
     assert ModelSpec.from_folder(folder).parameters == 22
 
 
+def test_a_tied_table_stored_twice_counts_once(tmp_path: Path) -> None:
+    folder = write_config(tmp_path)
+    tables = {"model.embed_tokens.weight": [5, 2], "lm_head.weight": [5, 2]}
+    write_safetensors(folder / "model.safetensors", tables)
+    assert ModelSpec.from_folder(folder).parameters == 20
+    write_config(folder, tie_word_embeddings=True)
+    assert ModelSpec.from_folder(folder).parameters == 10
+
+
+def test_weight_bytes_count_what_the_loader_makes_of_the_shape(tmp_path: Path) -> None:
+    spec = ModelSpec.from_folder(write_config(tmp_path))
+    assert spec.weight_bytes("float32") == 4 * count_parameters(spec)
+    assert spec.weight_bytes("bfloat16") == 2 * count_parameters(spec)
+    tied = ModelSpec.from_folder(write_config(tmp_path, tie_word_embeddings=True))
+    assert count_parameters(tied) == count_parameters(spec) - 64_000
+    assert tied.weight_bytes("float32") == spec.weight_bytes("float32")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"architectures": None}, "architectures is missing"),
-        ({"architectures": ["GPT2LMHeadModel"]}, "supported: LlamaForCausalLM"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "supported: LlamaForCausalLM, Mistral"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "and for embeddings BertModel"),
+        ({"architectures": [["LlamaForCausalLM"]]}, "is not supported"),
+        ({"hidden_act": "mish"}, "hidden_act 'mish' is not supported; supported: silu"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantized weights are not supported"),
+        ({"head_dim": 15}, r"head_dim \(15\) must be even"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be at most 10000"),
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be a positive integer, not 0"),
         ({"num_key_value_heads": 3}, "no multiple of num_key_value_heads"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps must be a positive number"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "rope type 'yarn' is not supported"),
+        ({"rope_scaling": {"rope_type": "dynamic"}}, "rope type 'dynamic' is not supported"),
+        ({"rope_scaling": {"rope_type": ["yarn"]}}, "is not supported; supported: default, linear"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "rope type 'linear' needs factor"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": "4"}}, "factor must be a positive"),
+        ({"rope_scaling": {"rope_type": "yarn", "beta_fast": True}}, "beta_fast must be a pos"),
+        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "must be above low_freq_factor"),
+        ({"rope_parameters": {"full_attention": {}}}, "differ by kind of layer"),
+        ({"rope_theta": 10**400}, "rope_theta must be a positive number"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "needs factor"),
         ({"rope_scaling": [1]}, "rope_scaling must be an object"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),

@@ -1,7 +1,17 @@
+import asyncio
+
+import pytest
+
 from deepflow.errors import Unavailable
 from deepflow.telemetry import Tracing
 from deepflow.v1 import types_pb2 as types
-from services.task_executor.flowserve.messages import Finished, StepOutput
+from services.task_executor.flowserve.messages import (
+    Finished,
+    PromptLogprobs,
+    StepOutput,
+    TopLogprobs,
+)
+from services.task_executor.shell import columns
 from services.task_executor.shell.peers import Peers, PeerStream
 
 TRACING = Tracing("test")
@@ -13,6 +23,8 @@ def output(
     accepted: list[int] | None = None,
     finished: list[Finished] | None = None,
     step: int = 1,
+    tops: TopLogprobs | None = None,
+    prompt_logprobs: list[PromptLogprobs] | None = None,
 ) -> StepOutput:
     return StepOutput(
         step=step,
@@ -27,6 +39,8 @@ def output(
         waiting=0,
         running=len(handles),
         free_blocks=1,
+        tops=tops,
+        prompt_logprobs=prompt_logprobs or [],
     )
 
 
@@ -100,8 +114,6 @@ async def test_idle_waits_for_tasks_and_for_what_is_unsent() -> None:
     peers = Peers()
     stream = peers.connect()
     handle = opened(stream, 1)
-    import asyncio
-
     waiter = asyncio.create_task(peers.wait_idle())
     await asyncio.sleep(0)
     peers.deliver(output([], finished=[Finished(handle, "stop", 1, 1, 0)]))
@@ -110,3 +122,65 @@ async def test_idle_waits_for_tasks_and_for_what_is_unsent() -> None:
     stream.columns.take(0)
     peers.batch_taken()
     await asyncio.wait_for(waiter, 5)
+
+
+def test_alternatives_stay_with_their_tokens_over_steps_and_streams() -> None:
+    """Tokens 0 and 2 of a step asked for some; the streams' tokens come interleaved."""
+    peers = Peers()
+    first, second = peers.connect(), peers.connect()
+    handles = [opened(first, 1), opened(second, 1), opened(second, 2), opened(first, 2)]
+    tops = TopLogprobs([0, 2], [2, 1], [7, 8, 9], [-0.5, -1.0, -1.5])
+    for step in (1, 2):
+        peers.deliver(output(handles, step=step, tops=tops))
+    peers.deliver(output(handles[:1], step=3))
+    batch = first.columns.take(0)
+    assert list(batch.handles) == [1, 2, 1, 2, 1]
+    assert (list(batch.top_positions), list(batch.top_counts)) == ([0, 2], [2, 2])
+    assert list(batch.top_token_ids) == [7, 8, 7, 8]
+    batch = second.columns.take(0)
+    assert list(batch.handles) == [1, 2, 1, 2]
+    assert (list(batch.top_positions), list(batch.top_counts)) == ([1, 3], [1, 1])
+    assert list(batch.top_token_ids) == [9, 9]
+    assert list(batch.top_logprobs) == [-1.5, -1.5]
+
+
+def scores(handle: int, first: int, count: int, width: int = 0) -> PromptLogprobs:
+    ids = list(range(count * width))
+    return PromptLogprobs(handle, first, [-0.5] * count, [3] * count, ids, [-0.25] * len(ids))
+
+
+def test_scores_of_a_prompt_reach_its_stream_under_its_own_handle() -> None:
+    peers = Peers()
+    first, second, gone = peers.connect(), peers.connect(), peers.connect()
+    handles = [opened(stream, 5) for stream in (first, second, gone)]
+    peers.disconnect(gone)
+    peers.deliver(output([], prompt_logprobs=[scores(handle, 1, 2, 2) for handle in handles]))
+    peers.deliver(output([], prompt_logprobs=[scores(handles[1], 3, 1, 2)]))
+    assert first.wake.is_set() and first.columns
+    (report,) = first.columns.take(0).prompt_logprobs
+    assert (report.handle, report.first_position) == (5, 1)
+    assert (list(report.logprobs), list(report.ranks)) == ([-0.5, -0.5], [3, 3])
+    assert (list(report.top_token_ids), len(report.top_logprobs)) == ([0, 1, 2, 3], 4)
+    reports = second.columns.take(0).prompt_logprobs
+    assert [report.first_position for report in reports] == [1, 3]
+
+
+def test_many_scores_are_cut_into_batches_and_tokens_wait_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(columns, "SCORES_MAX", 20)
+    peers = Peers()
+    stream = peers.connect()
+    handle = opened(stream, 1)
+    reports = [scores(handle, 1 + 9 * index, 9) for index in range(4)]
+    reports.append(scores(handle, 37, 30))  # too many, and yet it must go
+    peers.deliver(output([], accepted=[handle], prompt_logprobs=reports))
+    peers.deliver(output([handle], finished=[Finished(handle, "stop", 67, 1, 0)]))
+    batches = []
+    while stream.columns:
+        batches.append(stream.columns.take(0))
+    firsts = [[report.first_position for report in b.prompt_logprobs] for b in batches]
+    assert firsts == [[1, 10], [19, 28], [37]]
+    assert [list(b.accepted_handles) for b in batches] == [[1], [], []]
+    assert [len(b.token_ids) for b in batches] == [0, 0, 1]
+    assert [len(b.finished) for b in batches] == [0, 0, 1]
