@@ -60,9 +60,7 @@ class SamplingTable:
         self.frequencies[row] = sampling.frequency_penalty
         self.alternatives[row] = _or_nothing(sampling.logprobs)
         self.prompt_alternatives[row] = _or_nothing(sampling.prompt_logprobs)
-        # A grammar knows best when its answer is complete.
-        min_tokens = 0 if sampling.grammar else sampling.min_tokens
-        self.earliest_ends[row] = prompt_length + min_tokens
+        self.earliest_ends[row] = prompt_length + sampling.min_tokens
         self._admit_ends(row, sampling)
         self._admit_bias(row, sampling.logit_bias)
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import threading
+import time
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,7 +12,7 @@ from services.task_executor.flowserve.grammar import limits
 from services.task_executor.flowserve.grammar.prototypes import Prototypes
 from services.task_executor.flowserve.grammar.proving import Prover, WorkerLost
 from services.task_executor.flowserve.grammar.sources import GrammarError
-from services.task_executor.flowserve.grammar.static_checks import check
+from services.task_executor.flowserve.grammar.static_checks import check_size
 from services.task_executor.flowserve.grammar.vocabulary import (
     Vocabulary,
     VocabularyFacts,
@@ -19,6 +20,7 @@ from services.task_executor.flowserve.grammar.vocabulary import (
 )
 from services.task_executor.flowserve.grammar.waiting import WaitingGrammars
 from services.task_executor.flowserve.grammar.worker import FAILED
+from services.task_executor.flowserve.messages import GrammarDone
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -49,6 +51,7 @@ class Grammars:
         self._in_flight: set[Grammar] = set()
         self._waiting = WaitingGrammars()
         self._done: deque[tuple[Grammar, LLMatcher | None, Outcome]] = deque()
+        self._timings: deque[GrammarDone] = deque(maxlen=limits.TIMINGS_KEPT_MAX)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._prover = Prover(facts)
         self._vocabulary: Vocabulary | None = None
@@ -102,7 +105,7 @@ class Grammars:
         if grammar in self._in_flight:
             self._waiting.hurry(source, grammar)
             return False
-        check(grammar)
+        check_size(grammar)
         self._waiting.put(source, grammar)
         self._in_flight.add(grammar)
         self._start()
@@ -129,6 +132,10 @@ class Grammars:
             elif outcome.is_invalid:
                 self._remember(grammar, outcome.fault)
         return done
+
+    def take_timings(self) -> list[GrammarDone]:
+        """How long the grammars took that were compiled since the last call."""
+        return [self._timings.popleft() for _ in range(len(self._timings))]
 
     def pin(self, handle: int, grammar: Grammar) -> None:
         """Keep it ready until this sequence has ended. Raises GrammarsBusy."""
@@ -183,7 +190,11 @@ class Grammars:
     def _work(self) -> None:
         try:
             while (grammar := self._waiting.take()) is not None:
-                self._done.append((grammar, *self._compile(grammar)))
+                started = time.monotonic()
+                matcher, outcome = self._compile(grammar)
+                seconds = time.monotonic() - started
+                self._timings.append(GrammarDone(seconds, is_good=not outcome.fault))
+                self._done.append((grammar, matcher, outcome))
                 if not self._is_closed:
                     os.eventfd_write(self._wake_fd, 1)
         finally:

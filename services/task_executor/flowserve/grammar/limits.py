@@ -35,3 +35,4 @@ HELD_MAX = 1024  # different grammars of sequences that are here
 KEPT_MAX = 256  # compiled ones, for those who ask next
 KEPT_BYTES_MAX = 8 * MIB  # of their sources, which what is compiled grows with
 FAULTS_KEPT_MAX = 256
+TIMINGS_KEPT_MAX = 1024  # that nobody has asked for yet

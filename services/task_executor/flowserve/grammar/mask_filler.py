@@ -19,11 +19,11 @@ CPUS_TAKEN_MAX = 8
 
 
 class MaskFiller:
-    def __init__(self, words: int) -> None:
-        """`words` of 32 tokens each, in the masks of these matchers."""
+    def __init__(self, words: int, cpus: int | None = None) -> None:
+        """`words` of 32 tokens each, in the masks of these matchers; usually all CPUs help."""
         self._bits = np.zeros((0, words), dtype=np.int32)
         self._threads: LLExecutor | None = None
-        self._is_alone = len(os.sched_getaffinity(0)) < CPUS_FOR_THREADS
+        self._cpus = cpus or len(os.sched_getaffinity(0))
         self._was_slow = False
 
     def fill(self, matchers: "Sequence[LLMatcher]") -> tuple[npt.NDArray[np.int32], list[int]]:
@@ -34,7 +34,8 @@ class MaskFiller:
         if len(matchers) > len(self._bits):
             self._bits = np.zeros((len(matchers), self._bits.shape[1]), dtype=np.int32)
         slow: list[int] = []
-        if self._is_alone or self._was_slow or len(matchers) < ROWS_FOR_THREADS:
+        is_alone = self._cpus < CPUS_FOR_THREADS or len(matchers) < ROWS_FOR_THREADS
+        if is_alone or self._was_slow:
             slow = [i for i, matcher in enumerate(matchers) if self._is_slow(matcher, i)]
             self._was_slow = bool(slow)
         else:
@@ -54,8 +55,7 @@ class MaskFiller:
         from llguidance import LLExecutor
 
         if self._threads is None:
-            cpus = len(os.sched_getaffinity(0))
-            self._threads = LLExecutor(num_threads=min(cpus // 2, CPUS_TAKEN_MAX))
+            self._threads = LLExecutor(num_threads=min(self._cpus // 2, CPUS_TAKEN_MAX))
         pairs = [(matcher, index) for index, matcher in enumerate(matchers)]
         self._threads.unsafe_compute_mask_ptr(
             pairs, self._bits.ctypes.data, self._bits.strides[0], len(matchers)

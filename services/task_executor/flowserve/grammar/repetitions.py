@@ -4,8 +4,13 @@ import re
 
 from services.task_executor.flowserve.grammar import limits
 
-_COUNTS = re.compile(r"\{(\d{1,18})(?:,(\d{0,18}))?\}")
-_CLASS = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
+_PIECE = re.compile(
+    r"""(?P<plain>[^\\()\[\]{}|*?+]+)
+    | (?P<single>\\.|\[\^?\]?(?:\\.|[^\]\\])*\])
+    | \{(?P<least>\d{1,18})(?:,(?P<most>\d{0,18}))?\}
+    | (?P<sign>.)""",
+    re.DOTALL | re.VERBOSE,
+)
 
 
 class _Group:
@@ -22,9 +27,9 @@ class _Group:
     def size(self) -> int:
         return max(self.longest, self.current)
 
-    def append(self, size: int) -> None:
+    def append(self, size: int, *, last: int) -> None:
         self.current += size
-        self.last = size
+        self.last = last
 
     def repeat(self, least: int) -> None:
         self.current += self.last * (least - 1)
@@ -40,20 +45,19 @@ def find_repetition_fault(expression: str) -> str:
     No judge of syntax: what is not understood counts as one character.
     """
     groups = [_Group()]
-    index = 0
-    while index < len(expression):
-        character = expression[index]
-        if counts := _COUNTS.match(expression, index) if character == "{" else None:
-            index = counts.end()
-            least, most = int(counts[1]), int(counts[2] or 0)
+    for piece in _PIECE.finditer(expression):
+        if piece["least"]:
+            least, most = int(piece["least"]), int(piece["most"] or 0)
             if max(least, most) > limits.REPETITIONS_MAX:
                 return (
                     f"the expression repeats something {max(least, most)} times, "
                     f"but may do so {limits.REPETITIONS_MAX} times"
                 )
             groups[-1].repeat(least)
+        elif piece["plain"]:
+            groups[-1].append(len(piece["plain"]), last=1)
         else:
-            index = _take(expression, index, groups)
+            _take(piece["sign"] or "", groups)
         if groups[-1].size > limits.FORCED_CHARACTERS_MAX:
             return (
                 f"the expression asks for at least {groups[-1].size} characters, "
@@ -62,22 +66,16 @@ def find_repetition_fault(expression: str) -> str:
     return ""
 
 
-def _take(expression: str, index: int, groups: list[_Group]) -> int:
-    """Count one piece of the expression and answer where the next begins."""
-    character = expression[index]
-    if character == "(":
+def _take(sign: str, groups: list[_Group]) -> None:
+    """Empty for an escaped character or a class, which are one character each."""
+    if sign == "(":
         groups.append(_Group())
-    elif character == ")" and len(groups) > 1:
+    elif sign == ")" and len(groups) > 1:
         size = groups.pop().size
-        groups[-1].append(size)
-    elif character == "|":
+        groups[-1].append(size, last=size)
+    elif sign == "|":
         groups[-1].alternate()
-    elif character in "*?":
+    elif sign and sign in "*?":
         groups[-1].repeat(0)
-    elif character == "[" and (found := _CLASS.match(expression, index)):
-        groups[-1].append(1)
-        return found.end()
-    elif character != "+":
-        groups[-1].append(1)
-        return index + (2 if character == "\\" else 1)
-    return index + 1
+    elif sign != "+":
+        groups[-1].append(1, last=1)

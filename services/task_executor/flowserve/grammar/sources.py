@@ -29,16 +29,18 @@ def to_llguidance(grammar: Grammar) -> str:
             return LLMatcher.grammar_from_lark(f"start: {_expression(grammar.source)}")
         case "choice":
             # One terminal: as rules of their own the choices would be a lexeme each.
-            words = map(_literal, json.loads(grammar.source))
-            return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: /(?:{'|'.join(words)})/")
+            words = " | ".join(map(_literal, json.loads(grammar.source)))
+            return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {words}")
         case "lark":
             return LLMatcher.grammar_from_lark(grammar.source)
     raise GrammarError(f"a grammar of the kind {grammar.kind!r} is not known")
 
 
 def _literal(text: str) -> str:
-    """As a regular expression; what is neither a letter nor a digit by its number."""
-    return "".join(c if c.isalnum() else f"\\x{{{ord(c):x}}}" for c in text)
+    """As a string; where that cannot be written, as an expression of the characters' numbers."""
+    if text.isprintable():
+        return json.dumps(text, ensure_ascii=False)
+    return "/" + "".join(rf"\x{{{ord(character):x}}}" for character in text) + "/"
 
 
 def _expression(source: str) -> str:

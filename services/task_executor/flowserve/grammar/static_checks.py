@@ -15,19 +15,26 @@ _LEAST_COUNTS = ("minLength", "minItems", "minProperties")
 _EMBEDDED_SCHEMA = "%json"
 
 
+def check_size(grammar: Grammar) -> None:
+    """Cheap. Raises GrammarError where nobody should even look at the grammar."""
+    if grammar.kind not in KINDS:
+        raise GrammarError(
+            f"the grammar's kind is {grammar.kind!r}, but must be one of {', '.join(KINDS)}"
+        )
+    size = len(grammar.source.encode(errors="replace"))
+    if size > limits.SOURCE_BYTES_MAX:
+        raise GrammarError(f"the grammar has {size} bytes, but may have {limits.SOURCE_BYTES_MAX}")
+
+
 def check(grammar: Grammar) -> None:
-    """Raises GrammarError where the grammar may not even be compiled."""
-    if fault := find_grammar_fault(grammar):
+    """Takes milliseconds for large ones. Raises GrammarError where it may not be compiled."""
+    check_size(grammar)
+    if fault := _content_fault(grammar):
         raise GrammarError(fault)
 
 
-def find_grammar_fault(grammar: Grammar) -> str:
+def _content_fault(grammar: Grammar) -> str:
     """A sentence for the caller; empty where the grammar may be compiled."""
-    if grammar.kind not in KINDS:
-        return f"the grammar's kind is {grammar.kind!r}, but must be one of {', '.join(KINDS)}"
-    size = len(grammar.source.encode(errors="surrogatepass"))
-    if size > limits.SOURCE_BYTES_MAX:
-        return f"the grammar has {size} bytes, but may have {limits.SOURCE_BYTES_MAX}"
     match grammar.kind:
         case "json_schema":
             return _schema_text_fault(grammar.source)
@@ -59,13 +66,13 @@ def _schema_fault(schema: Any) -> str:
 
 
 def _walk(root: Any) -> Iterator[tuple[int, Any]]:
-    stack = [(0, root)]
+    stack: list[tuple[int, Any]] = [(0, root)] if isinstance(root, dict) else []
     while stack:
         depth, value = stack.pop()
         yield depth, value
         inner = value.values() if isinstance(value, dict) else value
-        if isinstance(value, dict | list) and depth <= limits.DEPTH_MAX:
-            stack += [(depth + 1, item) for item in inner]
+        if depth <= limits.DEPTH_MAX:
+            stack += [(depth + 1, item) for item in inner if isinstance(item, dict | list)]
 
 
 def _object_fault(part: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from deepflow.core.bound import bind_to
 from deepflow.core.sampling import Grammar
 from services.task_executor.flowserve.grammar import limits
 from services.task_executor.flowserve.grammar.sources import GrammarError
+from services.task_executor.flowserve.grammar.static_checks import check
 from services.task_executor.flowserve.grammar.vocabulary import Vocabulary, VocabularyFacts
 
 NICENESS = 5
@@ -105,6 +106,7 @@ def _serve(vocabulary: Vocabulary, inbox: int, outbox: int) -> None:
 
 def _fault_of(vocabulary: Vocabulary, grammar: Grammar) -> str:
     try:
+        check(grammar)
         vocabulary.compile(grammar)
     except GrammarError as error:
         return str(error)
