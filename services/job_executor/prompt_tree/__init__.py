@@ -1,0 +1,1 @@
+"""Which task executor holds which prefix, as its numbered KV events tell it."""

@@ -1,0 +1,1 @@
+"""Values that may be lost: bounded, evictable, apart from the records."""
