@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from deepflow.v1 import types_pb2 as deepflow_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x64\x65\x65pflow/v1/cluster.proto\x12\x0b\x64\x65\x65pflow.v1\x1a\x17\x64\x65\x65pflow/v1/types.proto\"\xe3\x02\n\x06Member\x12\n\n\x02id\x18\x01 \x01(\t\x12%\n\x04kind\x18\x02 \x01(\x0e\x32\x17.deepflow.v1.MemberKind\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x16\n\x0ehealth_address\x18\x05 \x01(\t\x12*\n\x05state\x18\x06 \x01(\x0e\x32\x1b.deepflow.v1.LifecycleState\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\x12\x17\n\x0fstarted_unix_ms\x18\x08 \x01(\x03\x12\x1b\n\x13state_since_unix_ms\x18\t \x01(\x03\x12\x0b\n\x03pid\x18\n \x01(\r\x12\x12\n\ndeployment\x18\x0b \x01(\t\x12/\n\x0c\x63\x61pabilities\x18\x0c \x01(\x0b\x32\x19.deepflow.v1.Capabilities\x12\x0f\n\x07version\x18\r \x01(\t\x12\x13\n\x0bis_outdated\x18\x0e \x01(\x08\"\x9d\x02\n\x0c\x43\x61pabilities\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x12\n\nblock_size\x18\x02 \x01(\r\x12\x11\n\tkv_blocks\x18\x03 \x01(\r\x12\x15\n\rmax_sequences\x18\x04 \x01(\r\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12@\n\x0cstep_seconds\x18\x06 \x03(\x0b\x32*.deepflow.v1.Capabilities.StepSecondsEntry\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x14\n\x0cweight_bytes\x18\x08 \x01(\x04\x12\x10\n\x08kv_bytes\x18\t \x01(\x04\x1a\x32\n\x10StepSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xe9\x01\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x10\n\x08replicas\x18\x04 \x01(\r\x12&\n\x05\x66\x61\x63ts\x18\x05 \x01(\x0b\x32\x17.deepflow.v1.ModelFacts\x12\x10\n\x08revision\x18\x06 \x01(\x04\x12\x17\n\x0f\x63reated_unix_ms\x18\x07 \x01(\x03\x12\r\n\x05\x64type\x18\x08 \x01(\t\x12\x12\n\nmax_tokens\x18\t \x01(\r\x12\x10\n\x08kv_bytes\x18\n \x01(\x04\x12\x13\n\x0btool_format\x18\x0b \x01(\t\"\xf8\x01\n\x12GenerationDefaults\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x06 \x01(\rH\x05\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\r\n\x0b_max_tokens\"\x9d\x02\n\nModelFacts\x12\x14\n\x0c\x61rchitecture\x18\x01 \x01(\t\x12\x16\n\x0emodel_revision\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x19\n\x11has_chat_template\x18\x06 \x01(\x08\x12\x12\n\nparameters\x18\x07 \x01(\x04\x12$\n\x04task\x18\x08 \x01(\x0e\x32\x16.deepflow.v1.ModelTask\x12\x31\n\x08\x64\x65\x66\x61ults\x18\t \x01(\x0b\x32\x1f.deepflow.v1.GenerationDefaults\x12\x16\n\x0e\x65mbedding_size\x18\n \x01(\r\"\x80\x01\n\x0b\x43lusterView\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12$\n\x07members\x18\x03 \x03(\x0b\x32\x13.deepflow.v1.Member\x12,\n\x0b\x64\x65ployments\x18\x04 \x03(\x0b\x32\x17.deepflow.v1.Deployment\"6\n\x0fRegisterRequest\x12#\n\x06member\x18\x01 \x01(\x0b\x32\x13.deepflow.v1.Member\"^\n\x10RegisterResponse\x12\"\n\x1aheartbeat_interval_seconds\x18\x01 \x01(\x01\x12&\n\x04view\x18\x02 \x01(\x0b\x32\x18.deepflow.v1.ClusterView\"4\n\x11\x44\x65registerRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"\x14\n\x12\x44\x65registerResponse\"<\n\rDeployRequest\x12+\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.deepflow.v1.Deployment\"=\n\x0e\x44\x65ployResponse\x12+\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.deepflow.v1.Deployment\"\x1f\n\x0fUndeployRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x12\n\x10UndeployResponse\"\x10\n\x0eGetViewRequest\"9\n\x0fGetViewResponse\x12&\n\x04view\x18\x01 \x01(\x0b\x32\x18.deepflow.v1.ClusterView*V\n\tModelTask\x12\x1a\n\x16MODEL_TASK_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_TASK_GENERATE\x10\x01\x12\x14\n\x10MODEL_TASK_EMBED\x10\x02\x32\x81\x03\n\x15\x43lusterManagerService\x12G\n\x08Register\x12\x1c.deepflow.v1.RegisterRequest\x1a\x1d.deepflow.v1.RegisterResponse\x12M\n\nDeregister\x12\x1e.deepflow.v1.DeregisterRequest\x1a\x1f.deepflow.v1.DeregisterResponse\x12\x41\n\x06\x44\x65ploy\x12\x1a.deepflow.v1.DeployRequest\x1a\x1b.deepflow.v1.DeployResponse\x12G\n\x08Undeploy\x12\x1c.deepflow.v1.UndeployRequest\x1a\x1d.deepflow.v1.UndeployResponse\x12\x44\n\x07GetView\x12\x1b.deepflow.v1.GetViewRequest\x1a\x1c.deepflow.v1.GetViewResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x64\x65\x65pflow/v1/cluster.proto\x12\x0b\x64\x65\x65pflow.v1\x1a\x17\x64\x65\x65pflow/v1/types.proto\"\xf4\x02\n\x06Member\x12\n\n\x02id\x18\x01 \x01(\t\x12%\n\x04kind\x18\x02 \x01(\x0e\x32\x17.deepflow.v1.MemberKind\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x16\n\x0ehealth_address\x18\x05 \x01(\t\x12*\n\x05state\x18\x06 \x01(\x0e\x32\x1b.deepflow.v1.LifecycleState\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\x12\x17\n\x0fstarted_unix_ms\x18\x08 \x01(\x03\x12\x1b\n\x13state_since_unix_ms\x18\t \x01(\x03\x12\x0b\n\x03pid\x18\n \x01(\r\x12\x12\n\ndeployment\x18\x0b \x01(\t\x12/\n\x0c\x63\x61pabilities\x18\x0c \x01(\x0b\x32\x19.deepflow.v1.Capabilities\x12\x0f\n\x07version\x18\r \x01(\t\x12\x13\n\x0bis_outdated\x18\x0e \x01(\x08\x12\x0f\n\x07\x63ontent\x18\x0f \x01(\t\"\xc8\x02\n\x0c\x43\x61pabilities\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x12\n\nblock_size\x18\x02 \x01(\r\x12\x11\n\tkv_blocks\x18\x03 \x01(\r\x12\x15\n\rmax_sequences\x18\x04 \x01(\r\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12@\n\x0cstep_seconds\x18\x06 \x03(\x0b\x32*.deepflow.v1.Capabilities.StepSecondsEntry\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x14\n\x0cweight_bytes\x18\x08 \x01(\x04\x12\x10\n\x08kv_bytes\x18\t \x01(\x04\x12\x16\n\x0emodel_revision\x18\n \x01(\t\x12\x11\n\tkv_layout\x18\x0b \x01(\t\x1a\x32\n\x10StepSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xe9\x01\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x10\n\x08replicas\x18\x04 \x01(\r\x12&\n\x05\x66\x61\x63ts\x18\x05 \x01(\x0b\x32\x17.deepflow.v1.ModelFacts\x12\x10\n\x08revision\x18\x06 \x01(\x04\x12\x17\n\x0f\x63reated_unix_ms\x18\x07 \x01(\x03\x12\r\n\x05\x64type\x18\x08 \x01(\t\x12\x12\n\nmax_tokens\x18\t \x01(\r\x12\x10\n\x08kv_bytes\x18\n \x01(\x04\x12\x13\n\x0btool_format\x18\x0b \x01(\t\"\xf8\x01\n\x12GenerationDefaults\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x06 \x01(\rH\x05\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\r\n\x0b_max_tokens\"\x9d\x02\n\nModelFacts\x12\x14\n\x0c\x61rchitecture\x18\x01 \x01(\t\x12\x16\n\x0emodel_revision\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x19\n\x11has_chat_template\x18\x06 \x01(\x08\x12\x12\n\nparameters\x18\x07 \x01(\x04\x12$\n\x04task\x18\x08 \x01(\x0e\x32\x16.deepflow.v1.ModelTask\x12\x31\n\x08\x64\x65\x66\x61ults\x18\t \x01(\x0b\x32\x1f.deepflow.v1.GenerationDefaults\x12\x16\n\x0e\x65mbedding_size\x18\n \x01(\r\"\x80\x01\n\x0b\x43lusterView\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12$\n\x07members\x18\x03 \x03(\x0b\x32\x13.deepflow.v1.Member\x12,\n\x0b\x64\x65ployments\x18\x04 \x03(\x0b\x32\x17.deepflow.v1.Deployment\"6\n\x0fRegisterRequest\x12#\n\x06member\x18\x01 \x01(\x0b\x32\x13.deepflow.v1.Member\"^\n\x10RegisterResponse\x12\"\n\x1aheartbeat_interval_seconds\x18\x01 \x01(\x01\x12&\n\x04view\x18\x02 \x01(\x0b\x32\x18.deepflow.v1.ClusterView\"4\n\x11\x44\x65registerRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"\x14\n\x12\x44\x65registerResponse\"<\n\rDeployRequest\x12+\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.deepflow.v1.Deployment\"=\n\x0e\x44\x65ployResponse\x12+\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.deepflow.v1.Deployment\"\x1f\n\x0fUndeployRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x12\n\x10UndeployResponse\"f\n\x0cScaleRequest\x12\x14\n\ndeployment\x18\x01 \x01(\tH\x00\x12\'\n\x04kind\x18\x02 \x01(\x0e\x32\x17.deepflow.v1.MemberKindH\x00\x12\r\n\x05\x63ount\x18\x03 \x01(\rB\x08\n\x06target\"<\n\rScaleResponse\x12+\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.deepflow.v1.Deployment\"<\n\x0c\x43lusterSizes\x12\x1a\n\rjob_executors\x18\x01 \x01(\rH\x00\x88\x01\x01\x42\x10\n\x0e_job_executors\"\x10\n\x0eGetViewRequest\"9\n\x0fGetViewResponse\x12&\n\x04view\x18\x01 \x01(\x0b\x32\x18.deepflow.v1.ClusterView*V\n\tModelTask\x12\x1a\n\x16MODEL_TASK_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_TASK_GENERATE\x10\x01\x12\x14\n\x10MODEL_TASK_EMBED\x10\x02\x32\xc1\x03\n\x15\x43lusterManagerService\x12G\n\x08Register\x12\x1c.deepflow.v1.RegisterRequest\x1a\x1d.deepflow.v1.RegisterResponse\x12M\n\nDeregister\x12\x1e.deepflow.v1.DeregisterRequest\x1a\x1f.deepflow.v1.DeregisterResponse\x12\x41\n\x06\x44\x65ploy\x12\x1a.deepflow.v1.DeployRequest\x1a\x1b.deepflow.v1.DeployResponse\x12G\n\x08Undeploy\x12\x1c.deepflow.v1.UndeployRequest\x1a\x1d.deepflow.v1.UndeployResponse\x12>\n\x05Scale\x12\x19.deepflow.v1.ScaleRequest\x1a\x1a.deepflow.v1.ScaleResponse\x12\x44\n\x07GetView\x12\x1b.deepflow.v1.GetViewRequest\x1a\x1c.deepflow.v1.GetViewResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,42 +34,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CAPABILITIES_STEPSECONDSENTRY']._loaded_options = None
   _globals['_CAPABILITIES_STEPSECONDSENTRY']._serialized_options = b'8\001'
-  _globals['_MODELTASK']._serialized_start=2102
-  _globals['_MODELTASK']._serialized_end=2188
+  _globals['_MODELTASK']._serialized_start=2390
+  _globals['_MODELTASK']._serialized_end=2476
   _globals['_MEMBER']._serialized_start=68
-  _globals['_MEMBER']._serialized_end=423
-  _globals['_CAPABILITIES']._serialized_start=426
-  _globals['_CAPABILITIES']._serialized_end=711
-  _globals['_CAPABILITIES_STEPSECONDSENTRY']._serialized_start=661
-  _globals['_CAPABILITIES_STEPSECONDSENTRY']._serialized_end=711
-  _globals['_DEPLOYMENT']._serialized_start=714
-  _globals['_DEPLOYMENT']._serialized_end=947
-  _globals['_GENERATIONDEFAULTS']._serialized_start=950
-  _globals['_GENERATIONDEFAULTS']._serialized_end=1198
-  _globals['_MODELFACTS']._serialized_start=1201
-  _globals['_MODELFACTS']._serialized_end=1486
-  _globals['_CLUSTERVIEW']._serialized_start=1489
-  _globals['_CLUSTERVIEW']._serialized_end=1617
-  _globals['_REGISTERREQUEST']._serialized_start=1619
-  _globals['_REGISTERREQUEST']._serialized_end=1673
-  _globals['_REGISTERRESPONSE']._serialized_start=1675
-  _globals['_REGISTERRESPONSE']._serialized_end=1769
-  _globals['_DEREGISTERREQUEST']._serialized_start=1771
-  _globals['_DEREGISTERREQUEST']._serialized_end=1823
-  _globals['_DEREGISTERRESPONSE']._serialized_start=1825
-  _globals['_DEREGISTERRESPONSE']._serialized_end=1845
-  _globals['_DEPLOYREQUEST']._serialized_start=1847
-  _globals['_DEPLOYREQUEST']._serialized_end=1907
-  _globals['_DEPLOYRESPONSE']._serialized_start=1909
-  _globals['_DEPLOYRESPONSE']._serialized_end=1970
-  _globals['_UNDEPLOYREQUEST']._serialized_start=1972
-  _globals['_UNDEPLOYREQUEST']._serialized_end=2003
-  _globals['_UNDEPLOYRESPONSE']._serialized_start=2005
-  _globals['_UNDEPLOYRESPONSE']._serialized_end=2023
-  _globals['_GETVIEWREQUEST']._serialized_start=2025
-  _globals['_GETVIEWREQUEST']._serialized_end=2041
-  _globals['_GETVIEWRESPONSE']._serialized_start=2043
-  _globals['_GETVIEWRESPONSE']._serialized_end=2100
-  _globals['_CLUSTERMANAGERSERVICE']._serialized_start=2191
-  _globals['_CLUSTERMANAGERSERVICE']._serialized_end=2576
+  _globals['_MEMBER']._serialized_end=440
+  _globals['_CAPABILITIES']._serialized_start=443
+  _globals['_CAPABILITIES']._serialized_end=771
+  _globals['_CAPABILITIES_STEPSECONDSENTRY']._serialized_start=721
+  _globals['_CAPABILITIES_STEPSECONDSENTRY']._serialized_end=771
+  _globals['_DEPLOYMENT']._serialized_start=774
+  _globals['_DEPLOYMENT']._serialized_end=1007
+  _globals['_GENERATIONDEFAULTS']._serialized_start=1010
+  _globals['_GENERATIONDEFAULTS']._serialized_end=1258
+  _globals['_MODELFACTS']._serialized_start=1261
+  _globals['_MODELFACTS']._serialized_end=1546
+  _globals['_CLUSTERVIEW']._serialized_start=1549
+  _globals['_CLUSTERVIEW']._serialized_end=1677
+  _globals['_REGISTERREQUEST']._serialized_start=1679
+  _globals['_REGISTERREQUEST']._serialized_end=1733
+  _globals['_REGISTERRESPONSE']._serialized_start=1735
+  _globals['_REGISTERRESPONSE']._serialized_end=1829
+  _globals['_DEREGISTERREQUEST']._serialized_start=1831
+  _globals['_DEREGISTERREQUEST']._serialized_end=1883
+  _globals['_DEREGISTERRESPONSE']._serialized_start=1885
+  _globals['_DEREGISTERRESPONSE']._serialized_end=1905
+  _globals['_DEPLOYREQUEST']._serialized_start=1907
+  _globals['_DEPLOYREQUEST']._serialized_end=1967
+  _globals['_DEPLOYRESPONSE']._serialized_start=1969
+  _globals['_DEPLOYRESPONSE']._serialized_end=2030
+  _globals['_UNDEPLOYREQUEST']._serialized_start=2032
+  _globals['_UNDEPLOYREQUEST']._serialized_end=2063
+  _globals['_UNDEPLOYRESPONSE']._serialized_start=2065
+  _globals['_UNDEPLOYRESPONSE']._serialized_end=2083
+  _globals['_SCALEREQUEST']._serialized_start=2085
+  _globals['_SCALEREQUEST']._serialized_end=2187
+  _globals['_SCALERESPONSE']._serialized_start=2189
+  _globals['_SCALERESPONSE']._serialized_end=2249
+  _globals['_CLUSTERSIZES']._serialized_start=2251
+  _globals['_CLUSTERSIZES']._serialized_end=2311
+  _globals['_GETVIEWREQUEST']._serialized_start=2313
+  _globals['_GETVIEWREQUEST']._serialized_end=2329
+  _globals['_GETVIEWRESPONSE']._serialized_start=2331
+  _globals['_GETVIEWRESPONSE']._serialized_end=2388
+  _globals['_CLUSTERMANAGERSERVICE']._serialized_start=2479
+  _globals['_CLUSTERMANAGERSERVICE']._serialized_end=2928
 # @@protoc_insertion_point(module_scope)

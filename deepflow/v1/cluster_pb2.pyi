@@ -57,6 +57,7 @@ class Member(_message.Message):
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     IS_OUTDATED_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     kind: _types_pb2.MemberKind.ValueType
     incarnation: _builtins.int
@@ -77,6 +78,8 @@ class Member(_message.Message):
     """Wire version, so that neighbouring releases can tell each other apart."""
     is_outdated: _builtins.bool
     """It holds an older revision of its deployment: replaced as soon as nothing runs on it."""
+    content: _builtins.str
+    """Names what a task executor loaded, in the words of the cluster manager that told it to."""
     @_builtins.property
     def capabilities(self) -> Global___Capabilities: ...
     def __init__(
@@ -96,10 +99,11 @@ class Member(_message.Message):
         capabilities: Global___Capabilities | None = ...,
         version: _builtins.str = ...,
         is_outdated: _builtins.bool = ...,
+        content: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capabilities", b"capabilities", "deployment", b"deployment", "detail", b"detail", "health_address", b"health_address", "id", b"id", "incarnation", b"incarnation", "is_outdated", b"is_outdated", "kind", b"kind", "pid", b"pid", "started_unix_ms", b"started_unix_ms", "state", b"state", "state_since_unix_ms", b"state_since_unix_ms", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capabilities", b"capabilities", "content", b"content", "deployment", b"deployment", "detail", b"detail", "health_address", b"health_address", "id", b"id", "incarnation", b"incarnation", "is_outdated", b"is_outdated", "kind", b"kind", "pid", b"pid", "started_unix_ms", b"started_unix_ms", "state", b"state", "state_since_unix_ms", b"state_since_unix_ms", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -140,6 +144,8 @@ class Capabilities(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     WEIGHT_BYTES_FIELD_NUMBER: _builtins.int
     KV_BYTES_FIELD_NUMBER: _builtins.int
+    MODEL_REVISION_FIELD_NUMBER: _builtins.int
+    KV_LAYOUT_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     block_size: _builtins.int
     kv_blocks: _builtins.int
@@ -150,6 +156,9 @@ class Capabilities(_message.Message):
     """Of the weights and the KV cache as computed with."""
     weight_bytes: _builtins.int
     kv_bytes: _builtins.int
+    model_revision: _builtins.str
+    """With block_size and dtype: what the identities of its KV blocks begin from."""
+    kv_layout: _builtins.str
     @_builtins.property
     def step_seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Seconds spent in each named start-up step."""
@@ -166,10 +175,12 @@ class Capabilities(_message.Message):
         dtype: _builtins.str = ...,
         weight_bytes: _builtins.int = ...,
         kv_bytes: _builtins.int = ...,
+        model_revision: _builtins.str = ...,
+        kv_layout: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "dtype", b"dtype", "kv_blocks", b"kv_blocks", "kv_bytes", b"kv_bytes", "max_sequences", b"max_sequences", "max_tokens", b"max_tokens", "step_seconds", b"step_seconds", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "dtype", b"dtype", "kv_blocks", b"kv_blocks", "kv_bytes", b"kv_bytes", "kv_layout", b"kv_layout", "max_sequences", b"max_sequences", "max_tokens", b"max_tokens", "model_revision", b"model_revision", "step_seconds", b"step_seconds", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -529,6 +540,80 @@ class UndeployResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UndeployResponse: _TypeAlias = UndeployResponse  # noqa: Y015
+
+@_typing.final
+class ScaleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    deployment: _builtins.str
+    """Name of a deployment: its replicas."""
+    kind: _types_pb2.MemberKind.ValueType
+    """A kind that the cluster manager runs: job executors."""
+    count: _builtins.int
+    def __init__(
+        self,
+        *,
+        deployment: _builtins.str = ...,
+        kind: _types_pb2.MemberKind.ValueType = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "kind", b"kind", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "deployment", b"deployment", "kind", b"kind", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["deployment", "kind"]  # noqa: Y015
+    _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
+
+Global___ScaleRequest: _TypeAlias = ScaleRequest  # noqa: Y015
+
+@_typing.final
+class ScaleResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deployment(self) -> Global___Deployment:
+        """As it stands now, where a deployment was scaled."""
+
+    def __init__(
+        self,
+        *,
+        deployment: Global___Deployment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScaleResponse: _TypeAlias = ScaleResponse  # noqa: Y015
+
+@_typing.final
+class ClusterSizes(_message.Message):
+    """Record "cluster/sizes": numbers that were asked for and belong to no deployment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_EXECUTORS_FIELD_NUMBER: _builtins.int
+    job_executors: _builtins.int
+    def __init__(
+        self,
+        *,
+        job_executors: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_job_executors", b"_job_executors", "job_executors", b"job_executors"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_job_executors", b"_job_executors", "job_executors", b"job_executors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__job_executors: _TypeAlias = _typing.Literal["job_executors"]  # noqa: Y015
+    _WhichOneofArgType__job_executors: _TypeAlias = _typing.Literal["_job_executors", b"_job_executors"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__job_executors) -> _WhichOneofReturnType__job_executors | None: ...
+
+Global___ClusterSizes: _TypeAlias = ClusterSizes  # noqa: Y015
 
 @_typing.final
 class GetViewRequest(_message.Message):

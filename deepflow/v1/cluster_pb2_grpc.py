@@ -54,6 +54,11 @@ class ClusterManagerServiceStub:
                 request_serializer=deepflow_dot_v1_dot_cluster__pb2.UndeployRequest.SerializeToString,
                 response_deserializer=deepflow_dot_v1_dot_cluster__pb2.UndeployResponse.FromString,
                 _registered_method=True)
+        self.Scale = channel.unary_unary(
+                '/deepflow.v1.ClusterManagerService/Scale',
+                request_serializer=deepflow_dot_v1_dot_cluster__pb2.ScaleRequest.SerializeToString,
+                response_deserializer=deepflow_dot_v1_dot_cluster__pb2.ScaleResponse.FromString,
+                _registered_method=True)
         self.GetView = channel.unary_unary(
                 '/deepflow.v1.ClusterManagerService/GetView',
                 request_serializer=deepflow_dot_v1_dot_cluster__pb2.GetViewRequest.SerializeToString,
@@ -90,6 +95,13 @@ class ClusterManagerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Scale(self, request, context):
+        """Desired number of one thing. Idempotent; what goes is drained first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetView(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -118,6 +130,11 @@ def add_ClusterManagerServiceServicer_to_server(servicer, server):
                     servicer.Undeploy,
                     request_deserializer=deepflow_dot_v1_dot_cluster__pb2.UndeployRequest.FromString,
                     response_serializer=deepflow_dot_v1_dot_cluster__pb2.UndeployResponse.SerializeToString,
+            ),
+            'Scale': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scale,
+                    request_deserializer=deepflow_dot_v1_dot_cluster__pb2.ScaleRequest.FromString,
+                    response_serializer=deepflow_dot_v1_dot_cluster__pb2.ScaleResponse.SerializeToString,
             ),
             'GetView': grpc.unary_unary_rpc_method_handler(
                     servicer.GetView,
@@ -233,6 +250,33 @@ class ClusterManagerService:
             '/deepflow.v1.ClusterManagerService/Undeploy',
             deepflow_dot_v1_dot_cluster__pb2.UndeployRequest.SerializeToString,
             deepflow_dot_v1_dot_cluster__pb2.UndeployResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/deepflow.v1.ClusterManagerService/Scale',
+            deepflow_dot_v1_dot_cluster__pb2.ScaleRequest.SerializeToString,
+            deepflow_dot_v1_dot_cluster__pb2.ScaleResponse.FromString,
             options,
             channel_credentials,
             insecure,

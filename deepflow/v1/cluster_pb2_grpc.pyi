@@ -37,6 +37,8 @@ class ClusterManagerServiceStub:
     Deploy: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.DeployRequest, _cluster_pb2.DeployResponse]
     """Desired state: create or change one deployment. Idempotent."""
     Undeploy: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.UndeployRequest, _cluster_pb2.UndeployResponse]
+    Scale: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ScaleRequest, _cluster_pb2.ScaleResponse]
+    """Desired number of one thing. Idempotent; what goes is drained first."""
     GetView: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.GetViewRequest, _cluster_pb2.GetViewResponse]
 
 @_typing.type_check_only
@@ -48,6 +50,8 @@ class ClusterManagerServiceAsyncStub(ClusterManagerServiceStub):
     Deploy: _aio.UnaryUnaryMultiCallable[_cluster_pb2.DeployRequest, _cluster_pb2.DeployResponse]  # type: ignore[assignment]
     """Desired state: create or change one deployment. Idempotent."""
     Undeploy: _aio.UnaryUnaryMultiCallable[_cluster_pb2.UndeployRequest, _cluster_pb2.UndeployResponse]  # type: ignore[assignment]
+    Scale: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ScaleRequest, _cluster_pb2.ScaleResponse]  # type: ignore[assignment]
+    """Desired number of one thing. Idempotent; what goes is drained first."""
     GetView: _aio.UnaryUnaryMultiCallable[_cluster_pb2.GetViewRequest, _cluster_pb2.GetViewResponse]  # type: ignore[assignment]
 
 class ClusterManagerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -80,6 +84,14 @@ class ClusterManagerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cluster_pb2.UndeployRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.UndeployResponse, _abc.Awaitable[_cluster_pb2.UndeployResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Scale(
+        self,
+        request: _cluster_pb2.ScaleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.ScaleResponse, _abc.Awaitable[_cluster_pb2.ScaleResponse]]:
+        """Desired number of one thing. Idempotent; what goes is drained first."""
 
     @_abc_1.abstractmethod
     def GetView(

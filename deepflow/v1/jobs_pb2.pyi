@@ -1018,3 +1018,190 @@ class ChoiceFinished(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ChoiceFinished: _TypeAlias = ChoiceFinished  # noqa: Y015
+
+@_typing.final
+class DescribeRequestRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    tenant: _builtins.str
+    """Whose it must be."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeRequestRequest: _TypeAlias = DescribeRequestRequest  # noqa: Y015
+
+@_typing.final
+class DescribeRequestResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def story(self) -> Global___RequestStory: ...
+    def __init__(
+        self,
+        *,
+        story: Global___RequestStory | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["story", b"story"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["story", b"story"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeRequestResponse: _TypeAlias = DescribeRequestResponse  # noqa: Y015
+
+@_typing.final
+class RequestStory(_message.Message):
+    """One request as its job executor saw it; milliseconds count from its arrival there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    GATEWAY_ID_FIELD_NUMBER: _builtins.int
+    JOB_EXECUTOR_ID_FIELD_NUMBER: _builtins.int
+    RECEIVED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    ADMITTED_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    TOTAL_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    job_id: _builtins.str
+    model: _builtins.str
+    kind: _builtins.str
+    """"chat", "completion" or "embedding"."""
+    gateway_id: _builtins.str
+    job_executor_id: _builtins.str
+    received_unix_ms: _builtins.int
+    admitted_milliseconds: _builtins.float
+    """Absent until every task had a place."""
+    total_milliseconds: _builtins.float
+    """Absent while it runs."""
+    outcome: _builtins.str
+    """"running", "ok", or the reason of the error that ended it."""
+    inputs: _builtins.int
+    """Of a job of embeddings, which has no choices."""
+    prompt_tokens: _builtins.int
+    @_builtins.property
+    def error(self) -> _types_pb2.Error: ...
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChoiceStory]: ...
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        job_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        gateway_id: _builtins.str = ...,
+        job_executor_id: _builtins.str = ...,
+        received_unix_ms: _builtins.int = ...,
+        admitted_milliseconds: _builtins.float | None = ...,
+        total_milliseconds: _builtins.float | None = ...,
+        outcome: _builtins.str = ...,
+        error: _types_pb2.Error | None = ...,
+        choices: _abc.Iterable[Global___ChoiceStory] | None = ...,
+        inputs: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_admitted_milliseconds", b"_admitted_milliseconds", "_total_milliseconds", b"_total_milliseconds", "admitted_milliseconds", b"admitted_milliseconds", "error", b"error", "total_milliseconds", b"total_milliseconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_admitted_milliseconds", b"_admitted_milliseconds", "_total_milliseconds", b"_total_milliseconds", "admitted_milliseconds", b"admitted_milliseconds", "choices", b"choices", "error", b"error", "gateway_id", b"gateway_id", "inputs", b"inputs", "job_executor_id", b"job_executor_id", "job_id", b"job_id", "kind", b"kind", "model", b"model", "outcome", b"outcome", "prompt_tokens", b"prompt_tokens", "received_unix_ms", b"received_unix_ms", "request_id", b"request_id", "total_milliseconds", b"total_milliseconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__admitted_milliseconds: _TypeAlias = _typing.Literal["admitted_milliseconds"]  # noqa: Y015
+    _WhichOneofArgType__admitted_milliseconds: _TypeAlias = _typing.Literal["_admitted_milliseconds", b"_admitted_milliseconds"]  # noqa: Y015
+    _WhichOneofReturnType__total_milliseconds: _TypeAlias = _typing.Literal["total_milliseconds"]  # noqa: Y015
+    _WhichOneofArgType__total_milliseconds: _TypeAlias = _typing.Literal["_total_milliseconds", b"_total_milliseconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__admitted_milliseconds) -> _WhichOneofReturnType__admitted_milliseconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__total_milliseconds) -> _WhichOneofReturnType__total_milliseconds | None: ...
+
+Global___RequestStory: _TypeAlias = RequestStory  # noqa: Y015
+
+@_typing.final
+class ChoiceStory(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    TASK_EXECUTOR_ID_FIELD_NUMBER: _builtins.int
+    PLACEMENTS_FIELD_NUMBER: _builtins.int
+    QUEUED_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    PREFILL_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    FINISHED_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    task_executor_id: _builtins.str
+    """Where its task ran last, and how often it was placed."""
+    placements: _builtins.int
+    queued_milliseconds: _builtins.float
+    prefill_milliseconds: _builtins.float
+    first_token_milliseconds: _builtins.float
+    finished_milliseconds: _builtins.float
+    """Its end."""
+    prompt_tokens: _builtins.int
+    cached_tokens: _builtins.int
+    completion_tokens: _builtins.int
+    finish_reason: _types_pb2.FinishReason.ValueType
+    @_builtins.property
+    def error(self) -> _types_pb2.Error: ...
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        task_executor_id: _builtins.str = ...,
+        placements: _builtins.int = ...,
+        queued_milliseconds: _builtins.float | None = ...,
+        prefill_milliseconds: _builtins.float | None = ...,
+        first_token_milliseconds: _builtins.float | None = ...,
+        finished_milliseconds: _builtins.float | None = ...,
+        prompt_tokens: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
+        completion_tokens: _builtins.int = ...,
+        finish_reason: _types_pb2.FinishReason.ValueType = ...,
+        error: _types_pb2.Error | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_finished_milliseconds", b"_finished_milliseconds", "_first_token_milliseconds", b"_first_token_milliseconds", "_prefill_milliseconds", b"_prefill_milliseconds", "_queued_milliseconds", b"_queued_milliseconds", "error", b"error", "finished_milliseconds", b"finished_milliseconds", "first_token_milliseconds", b"first_token_milliseconds", "prefill_milliseconds", b"prefill_milliseconds", "queued_milliseconds", b"queued_milliseconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finished_milliseconds", b"_finished_milliseconds", "_first_token_milliseconds", b"_first_token_milliseconds", "_prefill_milliseconds", b"_prefill_milliseconds", "_queued_milliseconds", b"_queued_milliseconds", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "error", b"error", "finish_reason", b"finish_reason", "finished_milliseconds", b"finished_milliseconds", "first_token_milliseconds", b"first_token_milliseconds", "index", b"index", "placements", b"placements", "prefill_milliseconds", b"prefill_milliseconds", "prompt_tokens", b"prompt_tokens", "queued_milliseconds", b"queued_milliseconds", "task_executor_id", b"task_executor_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__finished_milliseconds: _TypeAlias = _typing.Literal["finished_milliseconds"]  # noqa: Y015
+    _WhichOneofArgType__finished_milliseconds: _TypeAlias = _typing.Literal["_finished_milliseconds", b"_finished_milliseconds"]  # noqa: Y015
+    _WhichOneofReturnType__first_token_milliseconds: _TypeAlias = _typing.Literal["first_token_milliseconds"]  # noqa: Y015
+    _WhichOneofArgType__first_token_milliseconds: _TypeAlias = _typing.Literal["_first_token_milliseconds", b"_first_token_milliseconds"]  # noqa: Y015
+    _WhichOneofReturnType__prefill_milliseconds: _TypeAlias = _typing.Literal["prefill_milliseconds"]  # noqa: Y015
+    _WhichOneofArgType__prefill_milliseconds: _TypeAlias = _typing.Literal["_prefill_milliseconds", b"_prefill_milliseconds"]  # noqa: Y015
+    _WhichOneofReturnType__queued_milliseconds: _TypeAlias = _typing.Literal["queued_milliseconds"]  # noqa: Y015
+    _WhichOneofArgType__queued_milliseconds: _TypeAlias = _typing.Literal["_queued_milliseconds", b"_queued_milliseconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__finished_milliseconds) -> _WhichOneofReturnType__finished_milliseconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__first_token_milliseconds) -> _WhichOneofReturnType__first_token_milliseconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prefill_milliseconds) -> _WhichOneofReturnType__prefill_milliseconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__queued_milliseconds) -> _WhichOneofReturnType__queued_milliseconds | None: ...
+
+Global___ChoiceStory: _TypeAlias = ChoiceStory  # noqa: Y015

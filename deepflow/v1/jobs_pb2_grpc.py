@@ -49,6 +49,11 @@ class JobExecutorServiceStub:
                 request_serializer=deepflow_dot_v1_dot_jobs__pb2.DetokenizeRequest.SerializeToString,
                 response_deserializer=deepflow_dot_v1_dot_jobs__pb2.DetokenizeResponse.FromString,
                 _registered_method=True)
+        self.DescribeRequest = channel.unary_unary(
+                '/deepflow.v1.JobExecutorService/DescribeRequest',
+                request_serializer=deepflow_dot_v1_dot_jobs__pb2.DescribeRequestRequest.SerializeToString,
+                response_deserializer=deepflow_dot_v1_dot_jobs__pb2.DescribeRequestResponse.FromString,
+                _registered_method=True)
 
 
 class JobExecutorServiceServicer:
@@ -73,6 +78,13 @@ class JobExecutorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DescribeRequest(self, request, context):
+        """What became of a request; NOT_FOUND where this job executor knows nothing of it (any more).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobExecutorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -90,6 +102,11 @@ def add_JobExecutorServiceServicer_to_server(servicer, server):
                     servicer.Detokenize,
                     request_deserializer=deepflow_dot_v1_dot_jobs__pb2.DetokenizeRequest.FromString,
                     response_serializer=deepflow_dot_v1_dot_jobs__pb2.DetokenizeResponse.SerializeToString,
+            ),
+            'DescribeRequest': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeRequest,
+                    request_deserializer=deepflow_dot_v1_dot_jobs__pb2.DescribeRequestRequest.FromString,
+                    response_serializer=deepflow_dot_v1_dot_jobs__pb2.DescribeRequestResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -173,6 +190,33 @@ class JobExecutorService:
             '/deepflow.v1.JobExecutorService/Detokenize',
             deepflow_dot_v1_dot_jobs__pb2.DetokenizeRequest.SerializeToString,
             deepflow_dot_v1_dot_jobs__pb2.DetokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeRequest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/deepflow.v1.JobExecutorService/DescribeRequest',
+            deepflow_dot_v1_dot_jobs__pb2.DescribeRequestRequest.SerializeToString,
+            deepflow_dot_v1_dot_jobs__pb2.DescribeRequestResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,8 @@ class JobExecutorServiceStub:
     """The first message each way is a Hello. A broken stream ends every job on it."""
     Tokenize: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.TokenizeRequest, _jobs_pb2.TokenizeResponse]
     Detokenize: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.DetokenizeRequest, _jobs_pb2.DetokenizeResponse]
+    DescribeRequest: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.DescribeRequestRequest, _jobs_pb2.DescribeRequestResponse]
+    """What became of a request; NOT_FOUND where this job executor knows nothing of it (any more)."""
 
 @_typing.type_check_only
 class JobExecutorServiceAsyncStub(JobExecutorServiceStub):
@@ -43,6 +45,8 @@ class JobExecutorServiceAsyncStub(JobExecutorServiceStub):
     """The first message each way is a Hello. A broken stream ends every job on it."""
     Tokenize: _aio.UnaryUnaryMultiCallable[_jobs_pb2.TokenizeRequest, _jobs_pb2.TokenizeResponse]  # type: ignore[assignment]
     Detokenize: _aio.UnaryUnaryMultiCallable[_jobs_pb2.DetokenizeRequest, _jobs_pb2.DetokenizeResponse]  # type: ignore[assignment]
+    DescribeRequest: _aio.UnaryUnaryMultiCallable[_jobs_pb2.DescribeRequestRequest, _jobs_pb2.DescribeRequestResponse]  # type: ignore[assignment]
+    """What became of a request; NOT_FOUND where this job executor knows nothing of it (any more)."""
 
 class JobExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -66,5 +70,13 @@ class JobExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _jobs_pb2.DetokenizeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.DetokenizeResponse, _abc.Awaitable[_jobs_pb2.DetokenizeResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DescribeRequest(
+        self,
+        request: _jobs_pb2.DescribeRequestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.DescribeRequestResponse, _abc.Awaitable[_jobs_pb2.DescribeRequestResponse]]:
+        """What became of a request; NOT_FOUND where this job executor knows nothing of it (any more)."""
 
 def add_JobExecutorServiceServicer_to_server(servicer: JobExecutorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -312,3 +312,167 @@ class RecordStoreService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class CounterServiceStub:
+    """What is counted for all gateways together.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Take = channel.unary_unary(
+                '/deepflow.v1.CounterService/Take',
+                request_serializer=deepflow_dot_v1_dot_store__pb2.TakeRequest.SerializeToString,
+                response_deserializer=deepflow_dot_v1_dot_store__pb2.TakeResponse.FromString,
+                _registered_method=True)
+        self.AddUsage = channel.unary_unary(
+                '/deepflow.v1.CounterService/AddUsage',
+                request_serializer=deepflow_dot_v1_dot_store__pb2.AddUsageRequest.SerializeToString,
+                response_deserializer=deepflow_dot_v1_dot_store__pb2.AddUsageResponse.FromString,
+                _registered_method=True)
+        self.ListUsage = channel.unary_unary(
+                '/deepflow.v1.CounterService/ListUsage',
+                request_serializer=deepflow_dot_v1_dot_store__pb2.ListUsageRequest.SerializeToString,
+                response_deserializer=deepflow_dot_v1_dot_store__pb2.ListUsageResponse.FromString,
+                _registered_method=True)
+
+
+class CounterServiceServicer:
+    """What is counted for all gateways together.
+    """
+
+    def Take(self, request, context):
+        """Spends from limits. Disposable: the counts of a minute end with it. Never retry it: what a lost
+        answer granted is lost to its minute, which is safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddUsage(self, request, context):
+        """Adds to what keys have used. Durable, and applied once however often a batch is sent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUsage(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_CounterServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Take': grpc.unary_unary_rpc_method_handler(
+                    servicer.Take,
+                    request_deserializer=deepflow_dot_v1_dot_store__pb2.TakeRequest.FromString,
+                    response_serializer=deepflow_dot_v1_dot_store__pb2.TakeResponse.SerializeToString,
+            ),
+            'AddUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddUsage,
+                    request_deserializer=deepflow_dot_v1_dot_store__pb2.AddUsageRequest.FromString,
+                    response_serializer=deepflow_dot_v1_dot_store__pb2.AddUsageResponse.SerializeToString,
+            ),
+            'ListUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUsage,
+                    request_deserializer=deepflow_dot_v1_dot_store__pb2.ListUsageRequest.FromString,
+                    response_serializer=deepflow_dot_v1_dot_store__pb2.ListUsageResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'deepflow.v1.CounterService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('deepflow.v1.CounterService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class CounterService:
+    """What is counted for all gateways together.
+    """
+
+    @staticmethod
+    def Take(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/deepflow.v1.CounterService/Take',
+            deepflow_dot_v1_dot_store__pb2.TakeRequest.SerializeToString,
+            deepflow_dot_v1_dot_store__pb2.TakeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/deepflow.v1.CounterService/AddUsage',
+            deepflow_dot_v1_dot_store__pb2.AddUsageRequest.SerializeToString,
+            deepflow_dot_v1_dot_store__pb2.AddUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/deepflow.v1.CounterService/ListUsage',
+            deepflow_dot_v1_dot_store__pb2.ListUsageRequest.SerializeToString,
+            deepflow_dot_v1_dot_store__pb2.ListUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -26,7 +26,7 @@ from deepflow.v1 import cluster_pb2 as deepflow_dot_v1_dot_cluster__pb2
 from deepflow.v1 import types_pb2 as deepflow_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64\x65\x65pflow/v1/tasks.proto\x12\x0b\x64\x65\x65pflow.v1\x1a\x19\x64\x65\x65pflow/v1/cluster.proto\x1a\x17\x64\x65\x65pflow/v1/types.proto\"\x96\x01\n\x0cTasksRequest\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.deepflow.v1.TasksHelloH\x00\x12)\n\x06submit\x18\x02 \x01(\x0b\x32\x17.deepflow.v1.SubmitTaskH\x00\x12)\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x17.deepflow.v1.CancelTaskH\x00\x42\x06\n\x04kind\"t\n\rTasksResponse\x12,\n\x07welcome\x18\x01 \x01(\x0b\x32\x19.deepflow.v1.TasksWelcomeH\x00\x12-\n\x06tokens\x18\x02 \x01(\x0b\x32\x1b.deepflow.v1.TaskTokenBatchH\x00\x42\x06\n\x04kind\":\n\nTasksHello\x12\x17\n\x0fjob_executor_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"=\n\x0cTasksWelcome\x12\x18\n\x10task_executor_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"=\n\nSubmitTask\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x1f\n\x04task\x18\x02 \x01(\x0b\x32\x11.deepflow.v1.Task\"\xfb\x01\n\x04Task\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x15\n\rattempt_epoch\x18\x03 \x01(\r\x12)\n\x07\x63ontext\x18\x04 \x01(\x0b\x32\x18.deepflow.v1.WorkContext\x12\r\n\x05model\x18\x05 \x01(\t\x12-\n\x08sampling\x18\x06 \x01(\x0b\x32\x1b.deepflow.v1.SamplingParams\x12\x14\n\x0c\x63hoice_index\x18\x07 \x01(\r\x12\x18\n\x10prompt_token_ids\x18\x08 \x03(\r\x12\x18\n\x10resume_token_ids\x18\t \x03(\r\x12\r\n\x05\x65mbed\x18\n \x01(\x08\"\x1c\n\nCancelTask\x12\x0e\n\x06handle\x18\x01 \x01(\r\"\xab\x03\n\x0eTaskTokenBatch\x12\x16\n\x0ete_incarnation\x18\x01 \x01(\x04\x12\x13\n\x0b\x65ngine_step\x18\x02 \x01(\x04\x12\x18\n\x10\x61\x63\x63\x65pted_handles\x18\x03 \x03(\r\x12\x0f\n\x07handles\x18\x04 \x03(\r\x12\x1b\n\x13\x66irst_token_indexes\x18\x05 \x03(\r\x12\x14\n\x0ctoken_counts\x18\x06 \x03(\r\x12\x11\n\ttoken_ids\x18\x07 \x03(\r\x12\x10\n\x08logprobs\x18\x08 \x03(\x02\x12+\n\x08\x66inished\x18\t \x03(\x0b\x32\x19.deepflow.v1.TaskFinished\x12\x15\n\rtop_positions\x18\n \x03(\r\x12\x12\n\ntop_counts\x18\x0b \x03(\r\x12\x15\n\rtop_token_ids\x18\x0c \x03(\r\x12\x14\n\x0ctop_logprobs\x18\r \x03(\x02\x12\x34\n\x0fprompt_logprobs\x18\x0e \x03(\x0b\x32\x1b.deepflow.v1.PromptLogprobs\x12.\n\nembeddings\x18\x0f \x03(\x0b\x32\x1a.deepflow.v1.TaskEmbedding\"\x86\x01\n\x0ePromptLogprobs\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x16\n\x0e\x66irst_position\x18\x02 \x01(\r\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\r\n\x05ranks\x18\x04 \x03(\r\x12\x15\n\rtop_token_ids\x18\x05 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x06 \x03(\x02\"/\n\rTaskEmbedding\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x0e\n\x06values\x18\x02 \x01(\x0c\"\x8f\x01\n\x0cTaskFinished\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12)\n\x06reason\x18\x02 \x01(\x0e\x32\x19.deepflow.v1.FinishReason\x12!\n\x05usage\x18\x03 \x01(\x0b\x32\x12.deepflow.v1.Usage\x12!\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.deepflow.v1.Error\"?\n\x10LoadModelRequest\x12+\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.deepflow.v1.Deployment\"D\n\x11LoadModelResponse\x12/\n\x0c\x63\x61pabilities\x18\x01 \x01(\x0b\x32\x19.deepflow.v1.Capabilities\"(\n\x12UnloadModelRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\"\x15\n\x13UnloadModelResponse2\xf7\x01\n\x13TaskExecutorService\x12\x42\n\x05Tasks\x12\x19.deepflow.v1.TasksRequest\x1a\x1a.deepflow.v1.TasksResponse(\x01\x30\x01\x12J\n\tLoadModel\x12\x1d.deepflow.v1.LoadModelRequest\x1a\x1e.deepflow.v1.LoadModelResponse\x12P\n\x0bUnloadModel\x12\x1f.deepflow.v1.UnloadModelRequest\x1a .deepflow.v1.UnloadModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64\x65\x65pflow/v1/tasks.proto\x12\x0b\x64\x65\x65pflow.v1\x1a\x19\x64\x65\x65pflow/v1/cluster.proto\x1a\x17\x64\x65\x65pflow/v1/types.proto\"\x96\x01\n\x0cTasksRequest\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.deepflow.v1.TasksHelloH\x00\x12)\n\x06submit\x18\x02 \x01(\x0b\x32\x17.deepflow.v1.SubmitTaskH\x00\x12)\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x17.deepflow.v1.CancelTaskH\x00\x42\x06\n\x04kind\"t\n\rTasksResponse\x12,\n\x07welcome\x18\x01 \x01(\x0b\x32\x19.deepflow.v1.TasksWelcomeH\x00\x12-\n\x06tokens\x18\x02 \x01(\x0b\x32\x1b.deepflow.v1.TaskTokenBatchH\x00\x42\x06\n\x04kind\":\n\nTasksHello\x12\x17\n\x0fjob_executor_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"=\n\x0cTasksWelcome\x12\x18\n\x10task_executor_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"=\n\nSubmitTask\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x1f\n\x04task\x18\x02 \x01(\x0b\x32\x11.deepflow.v1.Task\"\xfb\x01\n\x04Task\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x15\n\rattempt_epoch\x18\x03 \x01(\r\x12)\n\x07\x63ontext\x18\x04 \x01(\x0b\x32\x18.deepflow.v1.WorkContext\x12\r\n\x05model\x18\x05 \x01(\t\x12-\n\x08sampling\x18\x06 \x01(\x0b\x32\x1b.deepflow.v1.SamplingParams\x12\x14\n\x0c\x63hoice_index\x18\x07 \x01(\r\x12\x18\n\x10prompt_token_ids\x18\x08 \x03(\r\x12\x18\n\x10resume_token_ids\x18\t \x03(\r\x12\r\n\x05\x65mbed\x18\n \x01(\x08\"\x1c\n\nCancelTask\x12\x0e\n\x06handle\x18\x01 \x01(\r\"\xd6\x03\n\x0eTaskTokenBatch\x12\x16\n\x0ete_incarnation\x18\x01 \x01(\x04\x12\x13\n\x0b\x65ngine_step\x18\x02 \x01(\x04\x12\x18\n\x10\x61\x63\x63\x65pted_handles\x18\x03 \x03(\r\x12\x0f\n\x07handles\x18\x04 \x03(\r\x12\x1b\n\x13\x66irst_token_indexes\x18\x05 \x03(\r\x12\x14\n\x0ctoken_counts\x18\x06 \x03(\r\x12\x11\n\ttoken_ids\x18\x07 \x03(\r\x12\x10\n\x08logprobs\x18\x08 \x03(\x02\x12+\n\x08\x66inished\x18\t \x03(\x0b\x32\x19.deepflow.v1.TaskFinished\x12\x15\n\rtop_positions\x18\n \x03(\r\x12\x12\n\ntop_counts\x18\x0b \x03(\r\x12\x15\n\rtop_token_ids\x18\x0c \x03(\r\x12\x14\n\x0ctop_logprobs\x18\r \x03(\x02\x12\x34\n\x0fprompt_logprobs\x18\x0e \x03(\x0b\x32\x1b.deepflow.v1.PromptLogprobs\x12.\n\nembeddings\x18\x0f \x03(\x0b\x32\x1a.deepflow.v1.TaskEmbedding\x12)\n\x07started\x18\x10 \x03(\x0b\x32\x18.deepflow.v1.TaskStarted\"o\n\x0bTaskStarted\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x1b\n\x13queued_milliseconds\x18\x02 \x01(\x02\x12\x1c\n\x14prefill_milliseconds\x18\x03 \x01(\x02\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\"\x86\x01\n\x0ePromptLogprobs\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x16\n\x0e\x66irst_position\x18\x02 \x01(\r\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\r\n\x05ranks\x18\x04 \x03(\r\x12\x15\n\rtop_token_ids\x18\x05 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x06 \x03(\x02\"/\n\rTaskEmbedding\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x0e\n\x06values\x18\x02 \x01(\x0c\"\x8f\x01\n\x0cTaskFinished\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12)\n\x06reason\x18\x02 \x01(\x0e\x32\x19.deepflow.v1.FinishReason\x12!\n\x05usage\x18\x03 \x01(\x0b\x32\x12.deepflow.v1.Usage\x12!\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.deepflow.v1.Error\"^\n\x10LoadModelRequest\x12+\n\ndeployment\x18\x01 \x01(\x0b\x32\x17.deepflow.v1.Deployment\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\t\"D\n\x11LoadModelResponse\x12/\n\x0c\x63\x61pabilities\x18\x01 \x01(\x0b\x32\x19.deepflow.v1.Capabilities\"M\n\x12UnloadModelRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x15\n\rgrace_seconds\x18\x03 \x01(\x01\"\x15\n\x13UnloadModelResponse2\xf7\x01\n\x13TaskExecutorService\x12\x42\n\x05Tasks\x12\x19.deepflow.v1.TasksRequest\x1a\x1a.deepflow.v1.TasksResponse(\x01\x30\x01\x12J\n\tLoadModel\x12\x1d.deepflow.v1.LoadModelRequest\x1a\x1e.deepflow.v1.LoadModelResponse\x12P\n\x0bUnloadModel\x12\x1f.deepflow.v1.UnloadModelRequest\x1a .deepflow.v1.UnloadModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,21 +48,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELTASK']._serialized_start=803
   _globals['_CANCELTASK']._serialized_end=831
   _globals['_TASKTOKENBATCH']._serialized_start=834
-  _globals['_TASKTOKENBATCH']._serialized_end=1261
-  _globals['_PROMPTLOGPROBS']._serialized_start=1264
-  _globals['_PROMPTLOGPROBS']._serialized_end=1398
-  _globals['_TASKEMBEDDING']._serialized_start=1400
-  _globals['_TASKEMBEDDING']._serialized_end=1447
-  _globals['_TASKFINISHED']._serialized_start=1450
-  _globals['_TASKFINISHED']._serialized_end=1593
-  _globals['_LOADMODELREQUEST']._serialized_start=1595
-  _globals['_LOADMODELREQUEST']._serialized_end=1658
-  _globals['_LOADMODELRESPONSE']._serialized_start=1660
-  _globals['_LOADMODELRESPONSE']._serialized_end=1728
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1730
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1770
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=1772
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1793
-  _globals['_TASKEXECUTORSERVICE']._serialized_start=1796
-  _globals['_TASKEXECUTORSERVICE']._serialized_end=2043
+  _globals['_TASKTOKENBATCH']._serialized_end=1304
+  _globals['_TASKSTARTED']._serialized_start=1306
+  _globals['_TASKSTARTED']._serialized_end=1417
+  _globals['_PROMPTLOGPROBS']._serialized_start=1420
+  _globals['_PROMPTLOGPROBS']._serialized_end=1554
+  _globals['_TASKEMBEDDING']._serialized_start=1556
+  _globals['_TASKEMBEDDING']._serialized_end=1603
+  _globals['_TASKFINISHED']._serialized_start=1606
+  _globals['_TASKFINISHED']._serialized_end=1749
+  _globals['_LOADMODELREQUEST']._serialized_start=1751
+  _globals['_LOADMODELREQUEST']._serialized_end=1845
+  _globals['_LOADMODELRESPONSE']._serialized_start=1847
+  _globals['_LOADMODELRESPONSE']._serialized_end=1915
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1917
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1994
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1996
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=2017
+  _globals['_TASKEXECUTORSERVICE']._serialized_start=2020
+  _globals['_TASKEXECUTORSERVICE']._serialized_end=2267
 # @@protoc_insertion_point(module_scope)

@@ -237,6 +237,7 @@ class TaskTokenBatch(_message.Message):
     TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    STARTED_FIELD_NUMBER: _builtins.int
     te_incarnation: _builtins.int
     engine_step: _builtins.int
     """Number of the last engine step in this batch."""
@@ -278,6 +279,10 @@ class TaskTokenBatch(_message.Message):
     def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskEmbedding]:
         """Each comes before the end of its task."""
 
+    @_builtins.property
+    def started(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskStarted]:
+        """Tasks whose prompt was computed: with their first token, and before their end."""
+
     def __init__(
         self,
         *,
@@ -296,14 +301,48 @@ class TaskTokenBatch(_message.Message):
         top_logprobs: _abc.Iterable[_builtins.float] | None = ...,
         prompt_logprobs: _abc.Iterable[Global___PromptLogprobs] | None = ...,
         embeddings: _abc.Iterable[Global___TaskEmbedding] | None = ...,
+        started: _abc.Iterable[Global___TaskStarted] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_handles", b"accepted_handles", "embeddings", b"embeddings", "engine_step", b"engine_step", "finished", b"finished", "first_token_indexes", b"first_token_indexes", "handles", b"handles", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "te_incarnation", b"te_incarnation", "token_counts", b"token_counts", "token_ids", b"token_ids", "top_counts", b"top_counts", "top_logprobs", b"top_logprobs", "top_positions", b"top_positions", "top_token_ids", b"top_token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_handles", b"accepted_handles", "embeddings", b"embeddings", "engine_step", b"engine_step", "finished", b"finished", "first_token_indexes", b"first_token_indexes", "handles", b"handles", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "started", b"started", "te_incarnation", b"te_incarnation", "token_counts", b"token_counts", "token_ids", b"token_ids", "top_counts", b"top_counts", "top_logprobs", b"top_logprobs", "top_positions", b"top_positions", "top_token_ids", b"top_token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TaskTokenBatch: _TypeAlias = TaskTokenBatch  # noqa: Y015
+
+@_typing.final
+class TaskStarted(_message.Message):
+    """How a task began, once: where its time went before its first token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLE_FIELD_NUMBER: _builtins.int
+    QUEUED_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    PREFILL_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    handle: _builtins.int
+    queued_milliseconds: _builtins.float
+    """From its submission until a step took it up."""
+    prefill_milliseconds: _builtins.float
+    """From there to its first token."""
+    cached_tokens: _builtins.int
+    """Of its prompt, what the cache held."""
+    def __init__(
+        self,
+        *,
+        handle: _builtins.int = ...,
+        queued_milliseconds: _builtins.float = ...,
+        prefill_milliseconds: _builtins.float = ...,
+        cached_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "handle", b"handle", "prefill_milliseconds", b"prefill_milliseconds", "queued_milliseconds", b"queued_milliseconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskStarted: _TypeAlias = TaskStarted  # noqa: Y015
 
 @_typing.final
 class PromptLogprobs(_message.Message):
@@ -410,16 +449,24 @@ class LoadModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    term: _builtins.int
+    """Term of the cluster manager that asks; one that is older than the newest seen is refused."""
+    content: _builtins.str
+    """To be shown as the member's `content` while it holds this."""
     @_builtins.property
     def deployment(self) -> _cluster_pb2.Deployment: ...
     def __init__(
         self,
         *,
         deployment: _cluster_pb2.Deployment | None = ...,
+        term: _builtins.int = ...,
+        content: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "deployment", b"deployment", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -450,15 +497,22 @@ class UnloadModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    GRACE_SECONDS_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
+    term: _builtins.int
+    grace_seconds: _builtins.float
+    """New tasks are refused at once; running ones may take this long to end."""
     def __init__(
         self,
         *,
         deployment: _builtins.str = ...,
+        term: _builtins.int = ...,
+        grace_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "grace_seconds", b"grace_seconds", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

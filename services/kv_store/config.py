@@ -32,6 +32,18 @@ class KvStoreConfig(MeshServiceConfig):
     value_bytes_max: int = Field(
         1024 * 1024, ge=1, le=16 * 1024 * 1024, description="Largest value of one record."
     )
+    disposable_redis_url: str = Field(
+        "",
+        pattern="^(|(redis|rediss|unix)://.+)$",
+        description="Redis for what may be lost, best one without an append-only file; empty = the"
+        " one that holds the records.",
+        repr=False,
+    )
+    disposable_bytes_max: int = Field(
+        256 * 1024 * 1024,
+        ge=64 * 1024,
+        description="Room for what may be lost; what expires soonest goes first.",
+    )
     list_bytes_max: int = Field(
         32 * 1024 * 1024, ge=1, le=48 * 1024 * 1024, description="Largest answer to one List."
     )

@@ -1,7 +1,7 @@
 """The gRPC face: proto in, proto out, nothing decided."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from deepflow import clock
@@ -12,11 +12,15 @@ from services.kv_store import metrics
 from services.kv_store.leases.leases import Leases
 from services.kv_store.records.records import Fence, Record, Records
 
+# Told of the key of every record that was changed.
+Written = Callable[[str], Awaitable[None]]
+
 
 class RecordStoreService(RecordStoreServiceServicer):
-    def __init__(self, records: Records, leases: Leases) -> None:
+    def __init__(self, records: Records, leases: Leases, written: Written) -> None:
         self._records = records
         self._leases = leases
+        self._written = written
 
     async def Get(
         self, request: store_pb2.GetRecordRequest, context: Any
@@ -32,6 +36,7 @@ class RecordStoreService(RecordStoreServiceServicer):
         with counted("Put"):
             fence = Fence(request.lease, request.fencing_token)
             version = await self._records.put(request.key, request.value, expected, fence)
+        await self._written(request.key)
         return store_pb2.PutRecordResponse(version=version)
 
     async def Delete(
@@ -40,6 +45,7 @@ class RecordStoreService(RecordStoreServiceServicer):
         with counted("Delete"):
             fence = Fence(request.lease, request.fencing_token)
             existed = await self._records.delete(request.key, fence)
+        await self._written(request.key)
         return store_pb2.DeleteRecordResponse(existed=existed)
 
     async def List(

@@ -1,0 +1,409 @@
+"""Keys, limits and metering: real gateways, a real kv_store on a real Redis, a real NATS."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from redis.asyncio import Redis
+
+from deepflow.access.records import AccessRecords
+from deepflow.access.secrets import cluster_key, new_key
+from deepflow.config import ConfigError
+from deepflow.rpc import Peer
+from services.gateway.config import GatewayConfig
+from services.gateway.doors import Doors
+from services.gateway.server import GatewayServer
+from services.kv_store.config import KvStoreConfig
+from services.kv_store.server import KvStoreServer
+from tests.integration.gateway_support import (
+    MODEL,
+    TOKEN,
+    FakeJob,
+    FakeJobExecutor,
+    GatewayStand,
+    chat,
+    gateway_stand,
+    say_hello,
+)
+from tests.servers import ServerProcess, free_port, nats_server, redis_server, until
+
+USED = {"prompt_tokens": 7, "completion_tokens": 5, "cached_tokens": 4}
+
+
+@dataclass
+class Town:
+    """One store and what it takes to put gateways before it."""
+
+    redis: ServerProcess
+    nats: ServerProcess
+    store: KvStoreServer
+    records: AccessRecords
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            "access": "keys",
+            "kv_store_address": f"127.0.0.1:{self.store.port}",
+            "nats_url": self.nats.url,
+        }
+
+    @contextlib.asynccontextmanager
+    async def gateway(self) -> AsyncIterator["Door"]:
+        async with gateway_stand(FakeJobExecutor(), **self.settings) as stand:
+            await until(lambda: stand.gateway.doors.ring.is_known, what="the keys are read")
+            async with httpx.AsyncClient(base_url=stand.url, timeout=10) as http:
+                yield Door(stand, http)
+
+
+@dataclass
+class Door:
+    stand: GatewayStand
+    http: httpx.AsyncClient
+
+    async def ask(self, key: str = "", **body: Any) -> httpx.Response:
+        return await self.http.post("/v1/chat/completions", json=chat(**body), headers=bearer(key))
+
+    async def status(self, key: str = "") -> int:
+        return (await self.ask(key)).status_code
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"} if key else {}
+
+
+def resets_in(reply: httpx.Response) -> int:
+    return int(reply.headers["x-ratelimit-reset-tokens"].removesuffix("s"))
+
+
+def code(reply: httpx.Response) -> str:
+    return str(reply.json()["error"]["code"])
+
+
+@pytest.fixture
+async def town(tmp_path: Path) -> AsyncIterator[Town]:
+    async with redis_server(tmp_path) as redis, nats_server() as nats:
+        config = KvStoreConfig(
+            port=0,
+            cluster_token=TOKEN,
+            redis_url=redis.url,
+            redis_command_seconds=0.3,
+            initialise=True,
+            probe_seconds=0.05,
+            nats_url=nats.url,
+            cluster_manager_address=f"127.0.0.1:{free_port()}",
+        )
+        store = KvStoreServer(config)
+        await store.start()
+        peer = Peer(f"127.0.0.1:{store.port}", TOKEN)
+        try:
+            yield Town(redis, nats, store, AccessRecords(peer))
+        finally:
+            await peer.close()
+            await store.stop()
+
+
+@pytest.fixture
+async def door(town: Town) -> AsyncIterator[Door]:
+    async with town.gateway() as door:
+        yield door
+
+
+async def test_the_first_key_shuts_the_door(town: Town, door: Door) -> None:
+    assert await door.status() == 200
+    assert await door.status("none") == 200  # what clients send where nothing is asked for
+    key, record = await town.records.create_key("default")
+
+    async def is_shut() -> bool:
+        return await door.status() == 401
+
+    await until(is_shut, what="a request without a key is refused")
+    refusal = await door.ask("df-wrong")
+    assert refusal.status_code == 401 and code(refusal) == "invalid_api_key"
+    assert refusal.headers["www-authenticate"] == "Bearer"
+    assert (await door.http.get("/v1/nowhere")).status_code == 401
+    assert (await door.http.get("/health")).status_code == 200
+    assert (await door.http.get("/ready")).status_code == 200
+    assert await door.status(key) == 200
+    await town.records.revoke_key(record.id)
+
+    async def is_revoked() -> bool:
+        return await door.status(key) == 401
+
+    await until(is_revoked, what="the revoked key is refused")
+    assert await door.status() == 401  # the last key was revoked: the door stays shut
+
+
+async def test_a_new_key_works_at_once_on_every_gateway(town: Town) -> None:
+    await town.records.create_key("default")
+    async with town.gateway() as first, town.gateway() as second:
+        key, _ = await town.records.create_key("default")
+
+        async def opens(door: Door) -> bool:
+            return await door.status(key) == 200
+
+        await until(lambda: opens(first), what="the key on the first gateway")
+        await until(lambda: opens(second), what="the key on the second gateway")
+
+
+async def test_openai_client_with_a_key(town: Town, door: Door) -> None:
+    await town.records.change_tenant("shop", {"allowed_models": [MODEL]})
+    key, _ = await town.records.create_key("shop")
+    await until(lambda: _opens(door, key), what="the key")
+    base, messages = f"{door.stand.url}/v1", [{"role": "user", "content": "hi"}]
+    async with openai.AsyncOpenAI(base_url=base, api_key=key, max_retries=0) as client:
+        assert [model.id async for model in client.models.list()] == [MODEL]
+        reply = await client.chat.completions.create(model=MODEL, messages=messages)  # type: ignore[arg-type]
+        assert reply.choices[0].message.content
+        with pytest.raises(openai.PermissionDeniedError) as refused:
+            await client.chat.completions.create(model="other", messages=messages)  # type: ignore[arg-type]
+        assert refused.value.code == "model_not_allowed" and refused.value.param == "model"
+    async with openai.AsyncOpenAI(base_url=base, api_key="df-no", max_retries=0) as client:
+        with pytest.raises(openai.AuthenticationError):
+            await client.models.list()
+
+
+async def test_tenants_never_share_a_salt(town: Town, door: Door) -> None:
+    keys = [(await town.records.create_key(tenant))[0] for tenant in ("one", "two")]
+    contexts = []
+    for key in keys:
+        await until(lambda key=key: _opens(door, key), what="the key")  # type: ignore[misc]
+        while not door.stand.executor.jobs.empty():
+            context = door.stand.executor.jobs.get_nowait().job.context
+        contexts.append(context)
+    assert [context.tenant for context in contexts] == ["one", "two"]
+    assert contexts[0].cache_salt != contexts[1].cache_salt
+
+
+async def _opens(door: Door, key: str) -> bool:
+    """Known, and no longer anybody's door."""
+    return await door.status() == 401 and await door.status(key) == 200
+
+
+async def test_a_limit_holds_over_two_gateways(town: Town) -> None:
+    await town.records.change_tenant("shop", {"requests_per_minute": 6})
+    key, _ = await town.records.create_key("shop")
+    async with town.gateway() as first, town.gateway() as second:
+        await until(lambda: _knows(first), what="keys")
+        await until(lambda: _knows(second), what="keys")
+        # At most two minutes are touched: whatever is beyond two limits must be refused.
+        replies = [await door.ask(key) for _ in range(7) for door in (first, second)]
+    admitted = [reply for reply in replies if reply.status_code == 200]
+    refused = [reply for reply in replies if reply.status_code == 429]
+    assert len(admitted) + len(refused) == 14 and 6 <= len(admitted) <= 12
+    assert refused and code(refused[0]) == "rate_limit_exceeded"
+    assert 1 <= int(refused[0].headers["retry-after"]) <= 60
+    assert refused[0].headers["x-ratelimit-limit-requests"] == "6"
+    assert refused[0].headers["x-ratelimit-remaining-requests"] == "0"
+    assert admitted[0].headers["x-ratelimit-limit-requests"] == "6"
+    assert 0 <= int(admitted[0].headers["x-ratelimit-remaining-requests"]) <= 5
+
+
+async def _knows(door: Door) -> bool:
+    return door.stand.gateway.doors.ring.has_keys
+
+
+async def test_tokens_are_charged_as_they_were_used(town: Town, door: Door) -> None:
+    await town.records.change_tenant("shop", {"tokens_per_minute": 1000})
+    key, _ = await town.records.create_key("shop")
+    await until(lambda: _opens(door, key), what="the key")
+    reply = await door.ask(key, max_tokens=9)
+    left = int(reply.headers["x-ratelimit-remaining-tokens"])
+    following = await door.ask(key, max_tokens=9)
+    if resets_in(following) <= resets_in(reply):  # else another minute began between them
+        spent = left - int(following.headers["x-ratelimit-remaining-tokens"])
+        assert spent == USED["prompt_tokens"] + USED["completion_tokens"]
+    too_long = await door.ask(key, messages=[{"role": "user", "content": "word " * 2000}])
+    assert (
+        too_long.status_code == 429 and "tokens per minute" in too_long.json()["error"]["message"]
+    )
+
+
+async def test_requests_at_one_time(town: Town) -> None:
+    await town.records.change_tenant("shop", {"concurrent_requests": 1})
+    key, _ = await town.records.create_key("shop")
+    gate = asyncio.Event()
+
+    async def hold(job: FakeJob) -> None:
+        await gate.wait()
+        await say_hello(job)
+
+    async with town.gateway() as first, town.gateway() as second:
+        await until(lambda: _opens(first, key), what="the key")
+        first.stand.executor.script = hold
+
+        async def is_free(door: Door) -> bool:
+            return await door.status(key) == 200
+
+        await until(lambda: is_free(second), what="the second gateway lets it in")
+        await until(lambda: _has_slot_back(second), what="its place is given back")
+        while not first.stand.executor.jobs.empty():
+            first.stand.executor.jobs.get_nowait()
+        running = asyncio.create_task(first.ask(key))
+        await first.stand.executor.jobs.get()
+        refusal = await second.ask(key)
+        assert refusal.status_code == 429 and code(refusal) == "concurrent_requests_exceeded"
+        assert refusal.headers["retry-after"] == "1"
+        gate.set()
+        assert (await running).status_code == 200
+        await until(lambda: is_free(second), what="the place is free again")
+
+
+async def _has_slot_back(door: Door) -> bool:
+    account = door.stand.gateway.doors._limiter._accounts["shop"]
+    return account.slots is not None and not account.slots.is_alive
+
+
+async def test_without_redis_known_keys_go_on(town: Town, door: Door) -> None:
+    await town.records.change_tenant("shop", {"requests_per_minute": 5})
+    key, _ = await town.records.create_key("shop")
+    admin, _ = await town.records.create_key("default", is_admin=True)
+    await until(lambda: _opens(door, key), what="the key")
+    await town.redis.kill()
+
+    async def is_unknown_unavailable() -> bool:
+        return await door.status(new_key()) == 503
+
+    await until(is_unknown_unavailable, what="an unknown key is answered 503")
+    refusal = await door.ask(new_key())
+    assert code(refusal) == "keys_unavailable" and int(refusal.headers["retry-after"]) >= 1
+    assert await door.status(admin) == 200
+    assert await door.status() == 401
+    statuses = [await door.status(key) for _ in range(12)]
+    assert set(statuses) == {200, 429} or set(statuses) == {429}
+    await town.redis.start()
+
+    async def is_refused_again() -> bool:
+        return await door.status(new_key()) == 401
+
+    await until(is_refused_again, what="an unknown key is 401 again")
+
+
+async def test_lost_records_are_not_taken_for_no_keys(town: Town, door: Door) -> None:
+    key, _ = await town.records.create_key("default")
+    await until(lambda: _opens(door, key), what="the key")
+    client = Redis(host="127.0.0.1", port=town.redis.port)
+    await client.flushall()
+    await client.aclose()
+
+    async def is_unknown_unavailable() -> bool:
+        return await door.status(new_key()) == 503
+
+    await until(is_unknown_unavailable, what="an unknown key is answered 503")
+    assert await door.status(key) == 200
+    assert await door.status() == 401
+
+
+async def test_a_gateway_that_never_read_the_keys_lets_nobody_in(town: Town) -> None:
+    await town.redis.kill()
+    async with (
+        gateway_stand(FakeJobExecutor(), **town.settings) as stand,
+        httpx.AsyncClient(base_url=stand.url, timeout=10) as http,
+    ):
+        door = Door(stand, http)
+        refusal = await door.ask(new_key())
+        assert refusal.status_code == 503 and code(refusal) == "keys_unavailable"
+        assert await door.status() == 503
+        assert await door.status(cluster_key(TOKEN)) == 200
+
+
+async def test_usage_is_metered_by_key_and_model(town: Town) -> None:
+    key, record = await town.records.create_key("shop")
+    async with town.gateway() as door:
+        await until(lambda: _knows(door), what="keys")
+        replies = [await door.ask(key) for _ in range(3)]
+        assert [reply.status_code for reply in replies] == [200] * 3
+    # The gateway has ended: what it knew is stored.
+    (row,) = await town.records.usage(key_id=record.id)
+    assert (row.tenant, row.model, row.requests) == ("shop", MODEL, 3)
+    assert row.prompt_tokens == 3 * USED["prompt_tokens"]
+    assert row.completion_tokens == 3 * USED["completion_tokens"]
+    assert row.cached_tokens == 3 * USED["cached_tokens"]
+    assert await town.records.usage(tenant="other") == []
+
+
+async def test_usage_waits_for_the_store(town: Town, door: Door) -> None:
+    key, record = await town.records.create_key("shop")
+    await until(lambda: _opens(door, key), what="the key")
+    await town.redis.kill()
+    assert await door.status(key) == 200
+    await town.redis.start()
+
+    async def is_stored() -> bool:
+        rows = await town.records.usage(key_id=record.id)
+        return bool(rows) and rows[0].requests == 2
+
+    await until(is_stored, what="both requests are stored")
+
+
+async def test_admin_routes(town: Town, door: Door) -> None:
+    assert (await door.http.get("/v1/admin/keys")).status_code == 401  # though nothing else asks
+    admin = bearer((await town.records.create_key("default", is_admin=True))[0])
+    plain = bearer((await town.records.create_key("shop"))[0])
+    await until(lambda: _knows(door), what="keys")
+    for path in ("/v1/admin/keys", "/v1/admin/usage", "/metrics"):
+        refusal = await door.http.get(path, headers=plain)
+        assert refusal.status_code == 403 and code(refusal) == "admin_key_needed"
+        assert (await door.http.get(path, headers=admin)).status_code == 200
+    made = await door.http.post(
+        "/v1/admin/keys", headers=admin, json={"tenant": "new", "label": "a label"}
+    )
+    assert made.status_code == 200 and made.json()["key"].startswith("df-")
+    changed = await door.http.put(
+        "/v1/admin/tenants/new", headers=admin, json={"requests_per_minute": 3}
+    )
+    assert changed.json()["requests_per_minute"] == 3
+    listed = (await door.http.get("/v1/admin/keys", headers=admin)).json()
+    assert {row["tenant"] for row in listed["data"]} == {"default", "shop", "new"}
+    assert made.json()["key"] not in str(listed)
+    key_path = f"/v1/admin/keys/{made.json()['id']}"
+    assert (await door.http.delete(key_path, headers=admin)).json()["revoked_unix_ms"]
+    missing = await door.http.delete("/v1/admin/keys/nobody", headers=admin)
+    assert missing.status_code == 404 and code(missing) == "key_not_found"
+
+
+WRONG: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("/v1/admin/tenants/new", {"requests_per_minute": -1}, "requests_per_minute"),
+    ("/v1/admin/tenants/new", {"tokens_per_minute": "9"}, "tokens_per_minute"),
+    ("/v1/admin/tenants/new", {"allowed_models": "demo"}, "allowed_models"),
+    ("/v1/admin/tenants/new", {"allowed_models": [""]}, "allowed_models[0]"),
+    ("/v1/admin/tenants/new", {"rpm": 1}, "rpm"),
+    ("/v1/admin/tenants/a%20b", {"requests_per_minute": 1}, "tenant"),
+    ("/v1/admin/keys", {"tenant": "a/b"}, "tenant"),
+    ("/v1/admin/keys", {"is_admin": 1}, "is_admin"),
+    ("/v1/admin/keys", {"label": "x\n"}, "label"),
+)
+
+
+async def test_admin_bodies_that_are_wrong(door: Door) -> None:
+    for path, body, param in WRONG:
+        method = "POST" if path.endswith("keys") else "PUT"
+        headers = bearer(cluster_key(TOKEN))
+        reply = await door.http.request(method, path, json=body, headers=headers)
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, param), body
+    assert not door.stand.gateway.doors.ring.has_keys
+
+
+async def test_the_world_needs_a_key(town: Town) -> None:
+    settings = {**town.settings, "host": "0.0.0.0", "port": 0, "cluster_token": TOKEN}
+    gateway = GatewayServer(GatewayConfig(**settings))
+    with pytest.raises(ConfigError, match="deepflow keys create --admin"):
+        await gateway.start()
+    await gateway.stop()
+    await town.records.create_key("default")
+    gateway = GatewayServer(GatewayConfig(**settings))
+    try:
+        await gateway.start()
+    finally:
+        await gateway.stop()
+
+
+def test_open_access_is_for_the_loopback() -> None:
+    config = GatewayConfig(access="open", host="0.0.0.0", cluster_token=TOKEN)
+    with pytest.raises(ConfigError, match="loopback"):
+        Doors(config, "gateway-1", lambda: 1)
