@@ -18,6 +18,8 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 # LangChain and LiteLLM, which tests run against a stack: they pin other releases of what we use.
 CLIENTS := .venv-clients
 INSTALLED_CLIENTS := $(CLIENTS)/.installed
+# Environments of the services, as their images hold them.
+SHIPPING := .venv-shipping
 
 PIP_HELP = { echo; echo "The installation failed. What to look at:"; \
 	echo "  - no network or a proxy: pip needs one that reaches its index (see 'pip config list')"; \
@@ -39,6 +41,26 @@ up: $(INSTALLED) ## Start the mesh with the demo model (ARGS='--port 8080' and t
 .PHONY: test
 test: $(INSTALLED_DEV) $(INSTALLED_CLIENTS) ## Run every test (ARGS='-k name' and the like)
 	@DEEPFLOW_CLIENTS_PYTHON=$(CLIENTS)/bin/python $(BIN)/pytest -q $(ARGS)
+
+.PHONY: test-shipping
+test-shipping: $(INSTALLED_DEV) ## Run the compose stack from environments that pip makes from the wheel, an extra each
+	@rm -rf $(SHIPPING) && mkdir -p $(SHIPPING)
+	@# From a copy, so that nothing is left in the tree.
+	@tar -c pyproject.toml README.md LICENSE deepflow services | tar -x -C $(SHIPPING) --one-top-level=source
+	@$(BIN)/python -m pip wheel -q --no-deps --wheel-dir $(SHIPPING)/wheel $(SHIPPING)/source || $(PIP_HELP)
+	@for extra in gateway job-executor task-executor cluster-manager kv-store cli; do \
+		$(BIN)/python -m venv $(SHIPPING)/$$extra; \
+		if [ $$extra = task-executor ]; then \
+			$(SHIPPING)/$$extra/bin/pip install -q $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) || exit 1; \
+		fi; \
+		$(SHIPPING)/$$extra/bin/pip install -q "$$(echo $(SHIPPING)/wheel/*.whl)[$$extra]" || exit 1; \
+	done || $(PIP_HELP)
+	@DEEPFLOW_SHIPPING_ENVIRONMENTS=$(CURDIR)/$(SHIPPING) $(BIN)/pytest -q tests/shipping $(ARGS)
+
+.PHONY: images
+images: ## Build the images of compose/ (needs docker; TORCH_INDEX=URL picks a torch)
+	@compose/make-secrets
+	@TORCH_INDEX='$(TORCH_INDEX)' docker compose -f compose/docker-compose.yaml --profile cli build $(ARGS)
 
 .PHONY: clients
 clients: $(INSTALLED_CLIENTS) ## Make the environment of other people's clients (`test` does it too)
@@ -71,8 +93,9 @@ proto: $(INSTALLED_DEV) ## Generate deepflow/v1 from proto/
 	@$(call protoc,.)
 
 .PHONY: docs
-docs: $(INSTALLED) ## Write the field tables of docs/api.md anew
+docs: $(INSTALLED) ## Write the tables of docs/api.md and docs/metrics.md anew
 	@$(BIN)/python -m services.gateway.schema.tables
+	@$(BIN)/python -m tools.metrics_page
 
 .PHONY: demo-model
 demo-model: $(INSTALLED_DEV) ## Train the demo model anew and report how often it is right
@@ -80,7 +103,7 @@ demo-model: $(INSTALLED_DEV) ## Train the demo model anew and report how often i
 
 .PHONY: clean
 clean: ## Remove .venv and everything that tools left behind
-	rm -rf $(VENV) $(CLIENTS) .peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	rm -rf $(VENV) $(CLIENTS) $(SHIPPING) .peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 		.import_linter_cache
 	find deepflow services tests tools -name __pycache__ -prune -exec rm -rf {} +
 
