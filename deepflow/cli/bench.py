@@ -95,6 +95,7 @@ def engine(
     from deepflow.bench import engine as bench  # late: --help needs none of this
     from deepflow.bench.random_model import SHAPES
     from deepflow.bench.sse_client import BenchError
+    from deepflow.core.devices import DEVICE_DTYPES
 
     peers = tuple(peer or ())
     for name in peers:
@@ -102,6 +103,11 @@ def engine(
             fail(f"--peer {name}: choices are {', '.join(bench.PEERS)}", EXIT_BAD_OPTION)
     if shape not in SHAPES:
         fail(f"--shape {shape}: choices are {', '.join(SHAPES)}", EXIT_BAD_OPTION)
+    if device not in DEVICE_DTYPES:
+        fail(f"--device {device}: choices are {', '.join(DEVICE_DTYPES)}", EXIT_BAD_OPTION)
+    if dtype not in DEVICE_DTYPES[device]:
+        choices = ", ".join(DEVICE_DTYPES[device])
+        fail(f"--dtype {dtype}: choices on {device} are {choices}", EXIT_BAD_OPTION)
     options = bench.EngineOptions(
         model, shape, requests, input_tokens, output_tokens, dtype, device, rounds, peers, peers_dir
     )

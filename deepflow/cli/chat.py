@@ -26,6 +26,15 @@ def chat(
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 = always the same.")] = 0,
+    api_key: Annotated[
+        str,
+        typer.Option(
+            envvar="DEEPFLOW_API_KEY",
+            metavar="KEY",
+            show_default="none is needed for the stack that runs here",
+            help="Where the gateway asks for one.",
+        ),
+    ] = "",
     data_dir: DataDirOption = None,
 ) -> None:
     """Ask a model; the answer streams in as it is made.
@@ -38,8 +47,8 @@ def chat(
     from deepflow.cli.conversation import ChatError, Conversation
 
     try:
-        base = url or _running_gateway(data_dir)
-        with Conversation(base, model, max_tokens, temperature) as conversation:
+        base, own_key = (url, "") if url else _running_gateway(data_dir)
+        with Conversation(base, model, max_tokens, temperature, api_key or own_key) as conversation:
             if question is not None:
                 _stream(conversation, question)
             else:
@@ -48,14 +57,18 @@ def chat(
         fail(str(error))
 
 
-def _running_gateway(data_dir: "DataDirOption") -> str:
+def _running_gateway(data_dir: "DataDirOption") -> tuple[str, str]:
+    """Its address, and the key of whoever may read the secrets of the stack."""
+    from deepflow.access.secrets import cluster_key
     from deepflow.local.client import SupervisorClient
     from deepflow.local.data_dir import DataDir, default_root
     from deepflow.local.errors import StackError
 
     try:
-        with SupervisorClient(DataDir(data_dir or default_root())) as client:
-            return str(client.ask("describe")["gateways"][0])
+        data = DataDir(data_dir or default_root())
+        with SupervisorClient(data) as client:
+            address = str(client.ask("describe")["gateways"][0])
+        return address, cluster_key(data.read_secrets().cluster_token)
     except StackError as error:
         fail(f"{error}; or name a gateway with --url")
 

@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from deepflow.local.cluster_client import ClusterClient
 
 TOKEN_VARIABLE = "DEEPFLOW_CLUSTER_TOKEN"
+# The services' own setting, so that one environment serves both.
+ADDRESS_VARIABLE = "DEEPFLOW_CLUSTER_MANAGER_ADDRESS"
 
 ClusterManagerOption = Annotated[
     str | None,
     typer.Option(
         "--cluster-manager",
+        envvar=ADDRESS_VARIABLE,
         metavar="HOST:PORT",
         show_default="that of the stack in --data-dir",
         help=f"Address of a cluster manager elsewhere; its token is read from {TOKEN_VARIABLE}.",

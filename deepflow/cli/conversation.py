@@ -15,11 +15,22 @@ class ChatError(Exception):
 
 
 class Conversation:
-    def __init__(self, url: str, model: str | None, max_tokens: int, temperature: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str | None,
+        max_tokens: int,
+        temperature: float,
+        api_key: str = "",
+    ) -> None:
         base = url.rstrip("/").removesuffix("/v1")
         if not base.startswith(("http://", "https://")):
             raise ChatError(f"--url {url} is no web address: it begins with http:// or https://")
-        self._client = httpx.Client(base_url=base, timeout=httpx.Timeout(READ_SECONDS_MAX))
+        self._client = httpx.Client(
+            base_url=base,
+            timeout=httpx.Timeout(READ_SECONDS_MAX),
+            headers={"authorization": f"Bearer {api_key}"} if api_key else {},
+        )
         self._settings = {"max_tokens": max_tokens, "temperature": temperature}
         self._messages: list[dict[str, str]] = []
         self.model = model or self._first_model()

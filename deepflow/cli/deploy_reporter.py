@@ -17,6 +17,8 @@ class DeployReporter(Protocol):
 
     def accepted(self, name: str) -> None: ...
 
+    def scaled(self, name: str, count: int) -> None: ...
+
     def ready(self, row: dict[str, Any]) -> None: ...
 
     def failed(self, message: str) -> None: ...
@@ -41,6 +43,10 @@ class PlainDeployReporter:
 
     def accepted(self, name: str) -> None:
         write_line(f"{name} is deployed; 'deepflow models' shows when it is ready")
+
+    def scaled(self, name: str, count: int) -> None:
+        self.close()
+        write_line(f"{name}: {count}")
 
     def ready(self, row: dict[str, Any]) -> None:
         self.close()
@@ -81,6 +87,9 @@ class TerminalDeployReporter(PlainDeployReporter):
 class JsonDeployReporter(PlainDeployReporter):
     def accepted(self, name: str) -> None:
         _event("accepted", name=name)
+
+    def scaled(self, name: str, count: int) -> None:
+        _event("ready", name=name, count=count)
 
     def ready(self, row: dict[str, Any]) -> None:
         _event("ready", **row)

@@ -8,12 +8,16 @@ from deepflow.cli import (
     bench,
     chat,
     deploy,
+    doctor,
     down,
+    keys,
     logs,
     models,
+    scale,
     status,
     undeploy,
     up,
+    usage,
     version,
 )
 
@@ -31,10 +35,14 @@ app.command()(up.up)
 app.command()(down.down)
 app.command()(status.status)
 app.command()(deploy.deploy)
+app.command()(scale.scale)
 app.command()(undeploy.undeploy)
 app.command()(models.models)
 app.command()(chat.chat)
+app.add_typer(keys.app, name="keys")
+app.command()(usage.usage)
 app.command()(logs.logs)
+app.command()(doctor.doctor)
 app.command()(version.version)
 app.add_typer(bench.app, name="bench")
 

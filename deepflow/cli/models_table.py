@@ -11,36 +11,27 @@ _COLOURS = {"ready": "green", "failed": "red"}
 
 
 def models_table(rows: list[dict[str, Any]]) -> Table:
-    columns = ("model", "state", "replicas", "architecture", "memory", "context", "KV", "source")
-    table = _table(columns)
+    table = _table(("model", "state", "replicas", "what it is"))
     for row in rows:
-        table.add_row(
-            escape(row["name"]),
-            _state(row),
-            f"{row['ready']}/{row['replicas']}",
-            f"{row['architecture']}, {parameter_words(row['parameters'])}",
-            memory_words(row),
-            context_words(row),
-            kv_words(row),
-            escape(row["source"]),
-        )
+        table.add_row(*_beginning(row), f"{_description(row)}\n{escape(row['source'])}")
     return table
 
 
 def deployments_table(rows: list[dict[str, Any]]) -> Table:
-    table = _table(("deployment", "state", "replicas", "device", "model", "memory", "KV", "tokens"))
+    table = _table(("deployment", "state", "replicas", "device", "what it is"))
     for row in rows:
-        table.add_row(
-            escape(row["name"]),
-            _state(row),
-            f"{row['ready']}/{row['replicas']}",
-            row["device"],
-            f"{row['architecture']}, {parameter_words(row['parameters'])}",
-            memory_words(row),
-            kv_words(row),
-            context_words(row),
-        )
+        table.add_row(*_beginning(row), row["device"], _description(row))
     return table
+
+
+def _beginning(row: dict[str, Any]) -> tuple[str, str, str]:
+    return escape(row["name"]), _state(row), f"{row['ready']}/{row['replicas']}"
+
+
+def _description(row: dict[str, Any]) -> str:
+    """One column of lines instead of many columns: a terminal may be narrow."""
+    size = ", ".join(filter(None, (memory_words(row), kv_words(row), context_words(row))))
+    return f"{row['architecture']}, {parameter_words(row['parameters'])}\n{size}"
 
 
 def parameter_words(count: int) -> str:
@@ -71,10 +62,8 @@ def context_words(row: dict[str, Any]) -> str:
 def _table(columns: tuple[str, ...]) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in columns:
-        is_short = column in ("model", "deployment", "state", "replicas")
-        table.add_column(
-            column, no_wrap=is_short, overflow="fold" if column == "source" else "ellipsis"
-        )
+        is_short = column in ("state", "replicas", "device")
+        table.add_column(column, no_wrap=is_short, overflow="fold")
     return table
 
 

@@ -48,7 +48,19 @@ def up(
     tool_format: ToolFormatOption = "",
     task_executors: Annotated[int, typer.Option(min=1, max=64, help="Replicas of the model.")] = 1,
     job_executors: Annotated[int, typer.Option(min=1, max=64, help="Job executors.")] = 1,
+    cluster_managers: Annotated[
+        int, typer.Option(min=1, max=5, help="Cluster managers: one leads, the others stand by.")
+    ] = 1,
     gateways: Annotated[int, typer.Option(min=1, max=64, help="Gateways.")] = 1,
+    liveness_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=600,
+            help="How long a process may take to say that it is alive; one that does not three"
+            " times in a row is killed and started again. 0: never.",
+        ),
+    ] = 5.0,
     data_dir: DataDirOption = None,
     as_json: Annotated[
         bool,
@@ -94,7 +106,15 @@ def up(
 
     if port + gateways - 1 > 65535:
         fail(f"{gateways} gateways from port {port} go beyond 65535: choose a lower --port", 2)
-    options = StackOptions(data_dir or default_root(), host, port, gateways, job_executors)
+    options = StackOptions(
+        data_dir or default_root(),
+        host,
+        port,
+        gateways,
+        job_executors,
+        cluster_managers,
+        liveness_seconds,
+    )
     choice = choose_model(
         model,
         name,

@@ -1,5 +1,6 @@
 """The cluster as the supervisor's process sees it: the manager's view and what heartbeats say."""
 
+from collections.abc import Collection
 from typing import Any
 
 from google.protobuf.message import Message
@@ -10,6 +11,7 @@ from deepflow.config import ServiceConfig
 from deepflow.lifecycle import state_word
 from deepflow.local.cluster_client import ClusterClient
 from deepflow.local.deployments import describe_deployments
+from deepflow.local.liveness import HealthPort
 from deepflow.local.stack import Stack
 from deepflow.membership import HEARTBEAT_SUBJECT, kind_word
 from deepflow.v1 import cluster_pb2, events_pb2
@@ -24,6 +26,7 @@ class ClusterLink(ClusterClient):
         super().__init__(stack.cluster_manager_address, stack.secrets.cluster_token)
         self._bus = Bus(_bus_config(stack), "supervisor")
         self._heard: dict[str, tuple[float, events_pb2.Heartbeat]] = {}
+        self._health_ports: dict[str, HealthPort] = {}  # as last heard: silence changes nothing
 
     async def start(self) -> None:
         await self._bus.subscribe(f"{HEARTBEAT_SUBJECT}.>", events_pb2.Heartbeat, self._hear)
@@ -32,6 +35,11 @@ class ClusterLink(ClusterClient):
     async def close(self) -> None:
         await self._bus.close()
         await super().close()
+
+    def health_ports(self, names: Collection[str]) -> dict[str, HealthPort]:
+        """Where each of these members answers, by its own heartbeats; forgets the others."""
+        self._health_ports = {k: port for k, port in self._health_ports.items() if k in names}
+        return dict(self._health_ports)
 
     async def describe(self) -> dict[str, Any]:
         """The view with each member's load, for people and scripts."""
@@ -49,6 +57,8 @@ class ClusterLink(ClusterClient):
             if now - heard[0] <= HEARTBEAT_SECONDS_MAX
         }
         self._heard[beat.id] = (now, beat)
+        member = beat.member
+        self._health_ports[beat.id] = HealthPort(member.health_address, member.pid)
 
     def _member(self, member: cluster_pb2.Member) -> dict[str, Any]:
         return {

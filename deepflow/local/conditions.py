@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 
 from deepflow import clock
 from deepflow.errors import DeepFlowError
@@ -26,7 +27,9 @@ class MemberFailed(Exception):
 class Conditions:
     """What they wait for is told to the reporter while they answer no."""
 
-    def __init__(self, cluster: ClusterLink, reporter: Reporter) -> None:
+    def __init__(self, cluster: ClusterLink, reporter: Reporter, key: str) -> None:
+        """`key` is one that the gateways take."""
+        self._key = key
         self._cluster = cluster
         self._reporter = reporter
         self._began_unix_ms = clock.unix_ms()
@@ -44,6 +47,12 @@ class Conditions:
             status, body = await http.get(f"http://{LOOPBACK}:{health_port}/ready")
             self._reporter.detail(_state_of(body))
             return status == 200
+        return False
+
+    async def one_is_ready(self, health_ports: Sequence[int]) -> bool:
+        for port in health_ports:
+            if await self.is_ready(port):
+                return True
         return False
 
     async def is_up(self, url: str) -> bool:
@@ -69,8 +78,8 @@ class Conditions:
         with contextlib.suppress(http.NoAnswer):
             if (await http.get(f"{url}/ready"))[0] != 200:
                 return False
-            _, models = await http.get(f"{url}/v1/models")
-            return any(entry["id"] == model.name for entry in models["data"])
+            status, models = await http.get(f"{url}/v1/models", key=self._key)
+            return status == 200 and any(it["id"] == model.name for it in models["data"])
         return False
 
     async def _members(self, kind: types.MemberKind.ValueType) -> list[cluster_pb2.Member]:

@@ -35,6 +35,8 @@ class Ports(Struct, frozen=True, forbid_unknown_fields=True):
     kv_store_health: int = 0
     cluster_manager: int = 0
     cluster_manager_health: int = 0
+    # Port and health port of each further cluster manager.
+    standbys: tuple[int, ...] = ()
 
 
 class DataDir:
@@ -106,11 +108,15 @@ class DataDir:
         write_private(self._secrets, msgspec.json.encode(made))
         return made
 
-    def choose_ports(self) -> Ports:
+    def choose_ports(self, cluster_managers: int = 1) -> Ports:
         """The ports of the last run, each replaced where somebody else took it."""
         former = _read(self._ports, Ports) if self._ports.exists() else Ports()
-        wanted = [getattr(former, name) for name in Ports.__struct_fields__]
-        ports = Ports(*keep_or_choose(wanted))
+        *singles, _ = Ports.__struct_fields__
+        count = 2 * (cluster_managers - 1)
+        standbys = (*former.standbys, *[0] * count)[:count]
+        chosen = keep_or_choose([*(getattr(former, name) for name in singles), *standbys])
+        known = dict(zip(singles, chosen, strict=False))
+        ports = msgspec.convert(known | {"standbys": chosen[len(singles) :]}, Ports)
         write_private(self._ports, msgspec.json.encode(ports))
         return ports
 

@@ -31,7 +31,7 @@ async def deploy_and_follow(
     former = find(await client.view(), asked.name)
     deployed = await client.deploy(asked)
     try:
-        return await _until_ready(client, deployed, tell)
+        return await until_ready(client, deployed, tell)
     except DeployFailed as error:
         aftermath = await _take_back(client, former, deployed)
         raise DeployFailed(f"{error}; {aftermath}") from error
@@ -41,12 +41,12 @@ def find(view: cluster_pb2.ClusterView, name: str) -> cluster_pb2.Deployment | N
     return next((it for it in view.deployments if it.name == name), None)
 
 
-async def _until_ready(
+async def until_ready(
     client: ClusterClient, deployed: cluster_pb2.Deployment, tell: Callable[[str], None]
 ) -> cluster_pb2.ClusterView:
     waiting_since = clock.monotonic()
     while True:
-        view = await _view(client)
+        view = await latest_view(client)
         current = find(view, deployed.name)
         if current is None or current.revision > deployed.revision:
             raise DeployFailed(f"somebody else changed {deployed.name} meanwhile")
@@ -66,7 +66,7 @@ async def _until_ready(
         await asyncio.sleep(POLL_SECONDS)
 
 
-async def _view(client: ClusterClient) -> cluster_pb2.ClusterView:
+async def latest_view(client: ClusterClient) -> cluster_pb2.ClusterView:
     deadline = clock.monotonic() + AWAY_SECONDS_MAX
     while True:
         try:
@@ -85,7 +85,7 @@ async def _take_back(
     """What became of it, in words. Never undoes what somebody else did meanwhile."""
     name = deployed.name
     try:
-        current = find(await _view(client), name)
+        current = find(await latest_view(client), name)
         if current is None or current.revision != deployed.revision:
             return "it was left as it is now"
         if former is None:

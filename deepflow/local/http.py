@@ -12,22 +12,28 @@ class NoAnswer(Exception):
     """Nobody listens there, or what came back is no HTTP."""
 
 
-async def get(url: str, timeout_seconds: float = ANSWER_SECONDS_MAX) -> tuple[int, Any]:
-    """(status, JSON body); None for a body that is no JSON."""
-    return await _ask("GET", url, b"", timeout_seconds)
+async def get(
+    url: str, timeout_seconds: float = ANSWER_SECONDS_MAX, *, key: str = ""
+) -> tuple[int, Any]:
+    """(status, JSON body); None for a body that is no JSON. `key` is an API key."""
+    return await _ask("GET", url, b"", timeout_seconds, key)
 
 
 async def post(
-    url: str, document: Any, timeout_seconds: float = ANSWER_SECONDS_MAX
+    url: str, document: Any, timeout_seconds: float = ANSWER_SECONDS_MAX, *, key: str = ""
 ) -> tuple[int, Any]:
-    return await _ask("POST", url, json.dumps(document).encode(), timeout_seconds)
+    return await _ask("POST", url, json.dumps(document).encode(), timeout_seconds, key)
 
 
-async def _ask(method: str, url: str, body: bytes, timeout_seconds: float) -> tuple[int, Any]:
+async def _ask(
+    method: str, url: str, body: bytes, timeout_seconds: float, key: str
+) -> tuple[int, Any]:
     parts = urlsplit(url)
+    credentials = f"authorization: Bearer {key}\r\n" if key else ""
     head = (
         f"{method} {parts.path} HTTP/1.1\r\nhost: {parts.netloc}\r\nconnection: close\r\n"
-        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        f"{credentials}\r\n"
     )
     try:
         async with asyncio.timeout(timeout_seconds):

@@ -9,6 +9,7 @@ from typing import Any
 from deepflow import __version__
 from deepflow.errors import Unavailable
 from deepflow.local.data_dir import DataDir
+from deepflow.local.liveness import HealthPort, LivenessProbe
 from deepflow.local.paths import check_socket_path
 from deepflow.local.ports import require_free
 from deepflow.local.process import open_log
@@ -33,6 +34,7 @@ class LocalStack:
         self.makes_embeddings = False  # instead of text, once the model is known
         self._socket: ControlSocket | None = None
         self._cluster: Any = None  # a ClusterLink, once gRPC is imported
+        self._probing: asyncio.Task[None] | None = None
         self._log_handler: logging.Handler | None = None
 
     async def start(self) -> None:
@@ -40,7 +42,12 @@ class LocalStack:
         check_socket_path(self.data.socket)
         self.data.acquire(self.options.urls[0])
         require_free(self.options.host, self.options.gateway_ports)
-        stack = Stack(self.options, self.data, self.data.read_secrets(), self.data.choose_ports())
+        stack = Stack(
+            self.options,
+            self.data,
+            self.data.read_secrets(),
+            self.data.choose_ports(self.options.cluster_managers),
+        )
         commands = {
             "nats": nats_command(self.data, stack.ports, stack.secrets),
             "redis": redis_command(self.data, stack.ports, stack.secrets),
@@ -52,7 +59,8 @@ class LocalStack:
             self.supervisor.start(stack.embedded(name, command))
         self.supervisor.start(stack.kv_store(initialise=self.data.is_new_record_space))
         await self._listen(stack)
-        self.supervisor.start(stack.cluster_manager())
+        for cluster_manager in stack.cluster_managers():
+            self.supervisor.start(cluster_manager)
         for gateway in stack.gateways():
             self.supervisor.start(gateway)
 
@@ -61,6 +69,11 @@ class LocalStack:
         from deepflow.local.cluster import ClusterLink
 
         self._cluster = ClusterLink(self._stack)
+        if self.options.liveness_seconds:
+            probe = LivenessProbe(
+                self.supervisor, self._health_ports, self.options.liveness_seconds
+            )
+            self._probing = asyncio.create_task(probe.run())
 
     async def bring_up(self, model: ModelChoice, steps: Steps, reporter: Reporter) -> bool:
         """Returns when the model answers: whether it can chat. Raises StartupFailed."""
@@ -75,6 +88,8 @@ class LocalStack:
 
     async def stop(self) -> None:
         """Also after a start that failed half-way, and after `kill`."""
+        if self._probing is not None:
+            self._probing.cancel()
         if self._cluster is not None:
             await self._cluster.close()
         await self.supervisor.shutdown()
@@ -91,6 +106,13 @@ class LocalStack:
             self.was_killed = True
             self.supervisor.kill()
         self.stop_requested.set()
+
+    def _health_ports(self) -> dict[str, HealthPort]:
+        known = {name: HealthPort(it) for name, it in self._stack.health_ports.items()}
+        heard: dict[str, HealthPort] = self._cluster.health_ports(
+            {process.spec.name for process in self.supervisor.all()}
+        )
+        return heard | known
 
     async def _listen(self, stack: Stack) -> None:
         face = Face(

@@ -89,6 +89,10 @@ class ManagedProcess:
     def kill(self) -> None:
         """SIGKILL, now, for it and for what it started; it does not come back."""
         self._stopping.set()
+        self.end_life()
+
+    def end_life(self) -> None:
+        """SIGKILL for it and for what it started; it comes back as after any other end."""
         if self.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -98,6 +102,7 @@ class ManagedProcess:
             code = await self._live()
             self.pid, self.exit_code = None, code
             if self._stopping.is_set():
+                log.info("%s ended with code %s", self.spec.name, code)
                 break
             self._memory, delay = self._policy.ended(self._memory, clock.monotonic())
             log.warning("%s ended with code %s; next start in %.1f s", self.spec.name, code, delay)

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from deepflow import clock
+from deepflow.access.secrets import cluster_key
 from deepflow.errors import DeepFlowError, Unavailable
 from deepflow.local import http
 from deepflow.local.cluster import ClusterLink
@@ -39,7 +40,8 @@ class Readiness:
         self._cluster = cluster
         self._step = steps.step
         self._reporter = reporter
-        self._conditions = Conditions(cluster, reporter)
+        self._key = cluster_key(stack.secrets.cluster_token)
+        self._conditions = Conditions(cluster, reporter, self._key)
         self.has_chat_template = False
         self.makes_embeddings = False
 
@@ -67,8 +69,8 @@ class Readiness:
             await self._until("kv-store", partial(is_true.is_ready, ports.kv_store_health))
             self._keep_records()
         with self._step("cluster_manager"):
-            health_port = ports.cluster_manager_health
-            await self._until("cluster-manager", partial(is_true.is_ready, health_port))
+            health_ports = (ports.cluster_manager_health, *ports.standbys[1::2])
+            await self._until("cluster-manager", partial(is_true.one_is_ready, health_ports))
         with self._step("deploy"):
             await self._deploy(model)
         with self._step("gateways"):
@@ -113,6 +115,7 @@ class Readiness:
                 if former.name != model.name:
                     await self._cluster.undeploy(former.name)
                     self._reporter.note(f"undeployed {former.name!r}, left by a former run")
+            await self._cluster.scale_job_executors(self._stack.options.job_executors)
             deployed = await self._cluster.deploy(model.deployment())
             self.has_chat_template = deployed.facts.has_chat_template
             self.makes_embeddings = deployed.facts.task == cluster_pb2.MODEL_TASK_EMBED
@@ -143,7 +146,7 @@ class Readiness:
         else:
             url, question = url + "completions", question | {"prompt": "Hello", "max_tokens": 1}
         try:
-            status, body = await http.post(url, question)
+            status, body = await http.post(url, question, key=self._key)
         except http.NoAnswer as error:
             raise StartupFailed(f"the first request got no answer: {error}") from error
         if status not in (200, 503) or _is_for_good(body):

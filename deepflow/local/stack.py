@@ -13,6 +13,7 @@ from deepflow.local.process import ProcessSpec
 from deepflow.local.servers import NATS_USER
 
 LOOPBACK = "127.0.0.1"
+MEET_SECONDS_MAX = 5.0
 WILDCARDS = ("0.0.0.0", "::", "")
 # Each names one process: set for all of them it would make them collide.
 _NEVER_INHERITED = ("ID", "PORT", "HEALTH_PORT", "HOST", "ADVERTISE_HOST")
@@ -29,6 +30,9 @@ class StackOptions:
     port: int = 8000
     gateways: int = 1
     job_executors: int = 1
+    cluster_managers: int = 1
+    # How long a process may take to answer its health port; 0 = nobody asks.
+    liveness_seconds: float = 5.0
 
     @property
     def gateway_ports(self) -> list[int]:
@@ -61,7 +65,9 @@ class Stack:
 
     @property
     def cluster_manager_address(self) -> str:
-        return f"{LOOPBACK}:{self.ports.cluster_manager}"
+        """Of all of them, separated by commas: one leads."""
+        ports = (self.ports.cluster_manager, *self.ports.standbys[::2])
+        return ",".join(f"{LOOPBACK}:{port}" for port in ports)
 
     @property
     def nats_url(self) -> str:
@@ -118,20 +124,37 @@ class Stack:
         }
         return self.service("kv_store", "kv-store", settings)
 
-    def cluster_manager(self) -> ProcessSpec:
+    def cluster_managers(self) -> list[ProcessSpec]:
+        """The first is called cluster-manager, the next cluster-manager-1."""
+        ports = (self.ports.cluster_manager, self.ports.cluster_manager_health)
+        pairs = [ports, *zip(self.ports.standbys[::2], self.ports.standbys[1::2], strict=True)]
+        return [self._cluster_manager(index, *pair) for index, pair in enumerate(pairs)]
+
+    def _cluster_manager(self, index: int, port: int, health_port: int) -> ProcessSpec:
         settings = {
-            "port": self.ports.cluster_manager,
-            "health_port": self.ports.cluster_manager_health,
+            "port": port,
+            "health_port": health_port,
             "job_executors": self.options.job_executors,
             "driver": "local",
             "supervisor_socket": str(self.data.socket),
         }
-        return self.service("cluster_manager", "cluster-manager", settings)
+        name = f"cluster-manager-{index}" if index else "cluster-manager"
+        return self.service("cluster_manager", name, settings)
+
+    @property
+    def health_ports(self) -> dict[str, str]:
+        """host:port that answers /health, of those whose port is known before they start."""
+        managers = (self.ports.cluster_manager_health, *self.ports.standbys[1::2])
+        names = [spec.name for spec in self.cluster_managers()]
+        return {
+            "kv-store": f"{LOOPBACK}:{self.ports.kv_store_health}",
+            **{name: f"{LOOPBACK}:{port}" for name, port in zip(names, managers, strict=True)},
+        }
 
     def gateways(self) -> list[ProcessSpec]:
         """Gateway i listens on port + i."""
         host = self.options.host
-        settings = {"host": host}
+        settings = {"host": host, "meet_seconds_max": str(MEET_SECONDS_MAX)}
         if host in WILDCARDS:
             settings["advertise_host"] = LOOPBACK
         return [

@@ -7,7 +7,9 @@ from deepflow.config import MeshServiceConfig
 
 class ClusterManagerConfig(MeshServiceConfig):
     port: int = Field(7101, ge=0, le=65535, description="gRPC port; 0 = a free one.")
-    job_executors: int = Field(1, ge=0, le=256, description="Job executors to keep running.")
+    job_executors: int = Field(
+        1, ge=0, le=256, description="Job executors to keep running, until somebody scales them."
+    )
     driver: str = Field(
         "none",
         pattern="^(local|none)$",
@@ -18,6 +20,11 @@ class ClusterManagerConfig(MeshServiceConfig):
     )
     stop_grace_seconds: float = Field(
         20.0, ge=0, description="How long a pod that is stopped may take to end its work."
+    )
+    drain_grace_seconds: float = Field(
+        60.0,
+        ge=0,
+        description="How long a replica that is to go may take to end its work, given no more.",
     )
     heartbeat_interval_seconds: float = Field(
         1.0, ge=0.05, le=60, description="How often members send heartbeats."

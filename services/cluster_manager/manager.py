@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 
 from deepflow import clock
 from deepflow.errors import DeepFlowError
 from deepflow.v1 import cluster_pb2
+from deepflow.v1 import types_pb2 as types
 from services.cluster_manager import metrics
 from services.cluster_manager.config import ClusterManagerConfig
 from services.cluster_manager.deployments.catalog import Catalog
@@ -18,8 +19,10 @@ from services.cluster_manager.masters.roster import Roster
 from services.cluster_manager.masters.view import ViewPublisher
 from services.cluster_manager.reconcile.actions import (
     Action,
+    Drain,
     LoadModel,
     MarkDead,
+    Resume,
     StartPod,
     StopPod,
     UnloadModel,
@@ -28,6 +31,9 @@ from services.cluster_manager.reconcile.rules import reconcile
 from services.cluster_manager.reconcile.state import ClusterState
 
 log = logging.getLogger(__name__)
+
+# Beyond a heartbeat, for the view that says so to have reached everybody.
+DRAIN_SETTLE_SECONDS = 0.5
 
 
 class Manager:
@@ -48,8 +54,10 @@ class Manager:
         self._pods = PodTable()
         self._wake = asyncio.Event()
         self._orders: set[asyncio.Task[None]] = set()
+        self._draining: dict[str, tuple[float, str]] = {}  # member: since when, and why
         self.loads = Loads(config, self.changed)
         self.is_active = False
+        self.is_sure: Callable[[], bool] = lambda: True  # that nobody else leads by now
         self.view: ViewPublisher | None = None
 
     def start(self) -> None:
@@ -71,7 +79,7 @@ class Manager:
                 async with asyncio.timeout(self._config.tick_seconds):
                     await self._wake.wait()
             self._wake.clear()
-            if self.is_active:
+            if self.is_active and self.is_sure():
                 self.look()
 
     def look(self) -> None:
@@ -88,12 +96,14 @@ class Manager:
         by_name = {deployment.name: deployment for deployment in deployments}
         for member in view.members:
             self.loads.describe(member, by_name)
+            self._show_drain(member)
         view.deployments.extend(deployments)
 
     def forget_lives(self, members: list[str]) -> None:
         """Their processes are new or gone: nothing that was under way for them goes on."""
         for id in members:
             self.loads.forget(id)
+            self._draining.pop(id, None)
 
     async def close(self) -> None:
         self.is_active = False
@@ -107,14 +117,29 @@ class Manager:
         now = clock.monotonic()
         return ClusterState(
             deployments=self._catalog.wanted(),
-            job_executors=self._config.job_executors,
+            job_executors=self.job_executors,
             members=self._roster.states(),
             pods=self._pods.merge(self._driver.reports, now, clock.unix_ms()),
             gone_pods=self._pods.gone,
             assignments=self.loads.assignments,
             hearing=self._roster.hearing,
             member_timeout=self._config.member_timeout_seconds,
+            draining={id: since for id, (since, _) in self._draining.items()},
+            drain_settle=self._config.heartbeat_interval_seconds + DRAIN_SETTLE_SECONDS,
+            drain_grace=self._config.drain_grace_seconds,
         )
+
+    @property
+    def job_executors(self) -> int:
+        asked = self._catalog.sizes
+        is_asked = asked.HasField("job_executors")
+        return asked.job_executors if is_asked else self._config.job_executors
+
+    def _show_drain(self, member: cluster_pb2.Member) -> None:
+        """Whoever follows the view sends it nothing new."""
+        if member.id in self._draining and member.state == types.LIFECYCLE_STATE_READY:
+            member.state = types.LIFECYCLE_STATE_DRAINING
+            member.detail = self._draining[member.id][1]
 
     def _do(self, action: Action) -> None:
         match action:
@@ -132,13 +157,20 @@ class Manager:
                 member = self._roster.get(id)
                 if member is not None:
                     self.loads.unload(member, deployment)
+            case Drain(id, reason):
+                log.info("%s gets no new work: %s", id, reason)
+                self._draining[id] = (clock.monotonic(), reason)
+                self.changed()
+            case Resume(id):
+                self._draining.pop(id, None)
+                self.changed()
             case MarkDead():
                 self._bury(action)
 
     def _bury(self, action: MarkDead) -> None:
         log.warning("member %s is given up: %s", action.member, action.reason)
         if self._roster.remove(action.member, action.incarnation, is_certain=action.is_certain):
-            self.loads.forget(action.member)
+            self.forget_lives([action.member])
             self.changed()
 
     def _order(self, order: Coroutine[None, None, None]) -> None:

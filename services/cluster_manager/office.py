@@ -42,6 +42,7 @@ class LeadersOffice:
             await self._catalog.read()
             await self._remember_members()
         self.view.begin(token)
+        self._manager.loads.term = token
         self._manager.is_active = True
         metrics.IS_LEADER.set(1)
         self._lifecycle.to(types.LIFECYCLE_STATE_READY)

@@ -97,6 +97,7 @@ class ClusterManagerServer:
             incarnation=self._incarnation,
             ttl_seconds=config.lease_seconds,
         )
+        manager.is_sure = lambda: leadership.is_sure
         view = ViewPublisher(self._bus, store, leadership, self._fill_view)
         self._view = manager.view = office.view = view
         service = ClusterManagerService(
@@ -106,12 +107,19 @@ class ClusterManagerServer:
             catalog=catalog,
             manager=manager,
             view=view,
+            own_id=self.id,
         )
         await self._listen(service)
         await self._bus.subscribe(f"{HEARTBEAT_SUBJECT}.*.*", events_pb2.Heartbeat, service.hear)
         self._bus.on_reconnect(view.publish_again)
         manager.start()
-        self._run(leadership.run, manager.run, view.publish_forever, view.store_forever)
+        self._run(
+            leadership.run,
+            manager.run,
+            view.publish_forever,
+            view.store_forever,
+            self._send_heartbeats,
+        )
 
     async def _listen(self, service: ClusterManagerService) -> None:
         self._grpc = rpc.new_server(self._config.cluster_token)
@@ -120,6 +128,16 @@ class ClusterManagerServer:
 
     def _run(self, *loops: Callable[[], Coroutine[None, None, None]]) -> None:
         self._tasks += [asyncio.create_task(_keep_running(loop)) for loop in loops]
+
+    async def _send_heartbeats(self) -> None:
+        """All that a standby has to say: the leader makes it a member by that."""
+        subject = f"{HEARTBEAT_SUBJECT}.cluster_manager.{self.id}"
+        while True:
+            beat = events_pb2.Heartbeat(
+                id=self.id, incarnation=self._incarnation, member=self._member()
+            )
+            await self._bus.publish(subject, beat)
+            await asyncio.sleep(self._config.heartbeat_interval_seconds)
 
     def _fill_view(self, view: cluster_pb2.ClusterView) -> None:
         assert self._manager is not None

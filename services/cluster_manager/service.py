@@ -5,13 +5,15 @@ import logging
 from typing import Any
 
 from deepflow import clock
-from deepflow.errors import Conflict, DeadlineExceeded, Unavailable
+from deepflow.errors import Conflict, DeadlineExceeded, InvalidRequest, Unavailable
 from deepflow.v1 import cluster_pb2, events_pb2
+from deepflow.v1 import types_pb2 as types
 from deepflow.v1.cluster_pb2_grpc import ClusterManagerServiceServicer
 from services.cluster_manager.config import ClusterManagerConfig
 from services.cluster_manager.deployments.catalog import Catalog
 from services.cluster_manager.deployments.request import (
     check_against_facts,
+    check_count,
     check_deployment,
     check_name,
     read_facts,
@@ -36,6 +38,7 @@ class ClusterManagerService(ClusterManagerServiceServicer):
         catalog: Catalog,
         manager: Manager,
         view: ViewPublisher,
+        own_id: str,
     ) -> None:
         self._config = config
         self._leadership = leadership
@@ -43,6 +46,7 @@ class ClusterManagerService(ClusterManagerServiceServicer):
         self._catalog = catalog
         self._manager = manager
         self._view = view
+        self._own_id = own_id
         self._writing = asyncio.Lock()
 
     async def Register(
@@ -97,15 +101,56 @@ class ClusterManagerService(ClusterManagerServiceServicer):
         self._manager.changed()
         return cluster_pb2.UndeployResponse()
 
+    async def Scale(
+        self, request: cluster_pb2.ScaleRequest, context: Any
+    ) -> cluster_pb2.ScaleResponse:
+        self._leadership.require()
+        check_count(request.count, "count")
+        async with self._writing:
+            if request.WhichOneof("target") == "deployment":
+                reply = await self._scale_deployment(request.deployment, request.count)
+            else:
+                reply = await self._scale_kind(request.kind, request.count)
+        self._manager.changed()
+        return reply
+
     async def GetView(
         self, request: cluster_pb2.GetViewRequest, context: Any
     ) -> cluster_pb2.GetViewResponse:
         self._leadership.require()
         return cluster_pb2.GetViewResponse(view=self._view.current())
 
+    async def _scale_deployment(self, name: str, count: int) -> cluster_pb2.ScaleResponse:
+        asked = cluster_pb2.Deployment()
+        asked.CopyFrom(self._catalog.require(check_name(name)))
+        asked.replicas = count
+        return cluster_pb2.ScaleResponse(deployment=await self._write(asked))
+
+    async def _scale_kind(
+        self, kind: types.MemberKind.ValueType, count: int
+    ) -> cluster_pb2.ScaleResponse:
+        if kind != types.MEMBER_KIND_JOB_EXECUTOR:
+            raise InvalidRequest(
+                "target must be the name of a deployment, or the kind of the job executors",
+                param="target",
+            )
+        if self._config.driver == "none":
+            raise InvalidRequest(
+                "this cluster manager starts no processes (its driver is none): start or stop"
+                " job executors where they run",
+                param="target",
+            )
+        sizes = cluster_pb2.ClusterSizes(job_executors=count)
+        try:
+            await self._catalog.put_sizes(sizes, self._leadership.require())
+        except Conflict as error:
+            raise self._lost(error) from error
+        log.info("%d job executors are wanted", count)
+        return cluster_pb2.ScaleResponse()
+
     async def hear(self, beat: events_pb2.Heartbeat) -> None:
         """A heartbeat from the bus."""
-        if not self._leadership.token:
+        if not self._leadership.token or beat.id == self._own_id:
             return
         before = self._roster.get(beat.id)
         if self._roster.hear(beat, clock.monotonic()):

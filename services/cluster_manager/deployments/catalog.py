@@ -8,6 +8,7 @@ from services.cluster_manager.reconcile.state import WantedDeployment
 from services.cluster_manager.store import Store
 
 PREFIX = "deployments/"
+SIZES_RECORD = "cluster/sizes"
 
 
 class Catalog:
@@ -16,20 +17,35 @@ class Catalog:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._deployments: dict[str, cluster_pb2.Deployment] = {}
+        self.sizes = cluster_pb2.ClusterSizes()
 
     async def read(self) -> None:
         values = await self._store.list(PREFIX)
         found = [cluster_pb2.Deployment.FromString(value) for value in values]
+        sizes = cluster_pb2.ClusterSizes.FromString(await self._store.get(SIZES_RECORD) or b"")
         self._deployments = {deployment.name: deployment for deployment in found}
+        self.sizes = sizes
 
     def clear(self) -> None:
         self._deployments = {}
+        self.sizes = cluster_pb2.ClusterSizes()
 
     def all(self) -> list[cluster_pb2.Deployment]:
         return list(self._deployments.values())
 
     def get(self, name: str) -> cluster_pb2.Deployment | None:
         return self._deployments.get(name)
+
+    def require(self, name: str) -> cluster_pb2.Deployment:
+        if name not in self._deployments:
+            known = ", ".join(sorted(self._deployments)) or "none"
+            raise NotFound(f"no deployment {name!r}; there are: {known}", param="name")
+        return self._deployments[name]
+
+    async def put_sizes(self, sizes: cluster_pb2.ClusterSizes, token: int) -> None:
+        value = sizes.SerializeToString(deterministic=True)
+        await self._store.put(SIZES_RECORD, value, LEASE_NAME, token)
+        self.sizes = sizes
 
     async def put(self, asked: cluster_pb2.Deployment, token: int) -> cluster_pb2.Deployment:
         """The deployment as it stands; a request that changes nothing writes nothing."""
@@ -42,9 +58,7 @@ class Catalog:
         return deployment
 
     async def delete(self, name: str, token: int) -> None:
-        if name not in self._deployments:
-            known = ", ".join(sorted(self._deployments)) or "none"
-            raise NotFound(f"no deployment {name!r}; there are: {known}", param="name")
+        self.require(name)
         await self._store.delete(PREFIX + name, LEASE_NAME, token)
         del self._deployments[name]
 

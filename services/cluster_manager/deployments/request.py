@@ -26,10 +26,7 @@ def check_deployment(asked: cluster_pb2.Deployment) -> None:
         raise InvalidRequest(
             f"device {asked.device!r} is not known; choices: {', '.join(DEVICES)}", param="device"
         )
-    if not 1 <= asked.replicas <= REPLICAS_MAX:
-        raise InvalidRequest(
-            f"replicas is {asked.replicas}; it must be from 1 to {REPLICAS_MAX}", param="replicas"
-        )
+    check_count(asked.replicas, "replicas")
     if not Path(asked.source).is_absolute():
         raise InvalidRequest(
             f"source {asked.source!r} must be the absolute path of a model folder", param="source"
@@ -39,6 +36,13 @@ def check_deployment(asked: cluster_pb2.Deployment) -> None:
         raise InvalidRequest(
             f"tool_format {asked.tool_format!r} is not known; choices: {', '.join(TOOL_FORMATS)}",
             param="tool_format",
+        )
+
+
+def check_count(count: int, param: str) -> None:
+    if not 1 <= count <= REPLICAS_MAX:
+        raise InvalidRequest(
+            f"{param} is {count}; it must be from 1 to {REPLICAS_MAX}", param=param
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from deepflow.background import end
 from deepflow.errors import DeepFlowError, Unavailable
 from deepflow.membership import kind_word
 from deepflow.v1 import types_pb2 as types
@@ -73,10 +74,7 @@ class LocalDriver:
         await self._command(command, grace + COMMAND_SECONDS)
 
     async def close(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watching
+        await end(self._watching)
 
     async def _watch_forever(self, on_change: Callable[[], None]) -> None:
         while True:

@@ -24,6 +24,7 @@ class Loads:
     def __init__(self, config: ClusterManagerConfig, on_change: Callable[[], None]) -> None:
         self._config = config
         self._on_change = on_change
+        self.term = 0  # of the leadership in whose name task executors are told
         self._calls: dict[str, asyncio.Task[None]] = {}
         self._assignments: dict[str, Assignment] = {}
 
@@ -36,10 +37,12 @@ class Loads:
     ) -> None:
         """Write on the member what only its assignment tells."""
         it = self._assignments.get(member.id)
-        wanted = deployments.get(it.deployment) if it is not None else None
-        if it is None or wanted is None:
+        wanted = deployments.get(it.deployment if it is not None else member.deployment)
+        if wanted is None:
             return
-        if it.content != content_of(wanted):
+        if it is None:  # told by a former leader
+            member.is_outdated = member.content not in ("", content_of(wanted))
+        elif it.content != content_of(wanted):
             member.is_outdated = bool(member.deployment)
         elif it.phase is Phase.FAILED:
             member.deployment = it.deployment
@@ -104,7 +107,9 @@ class Loads:
         try:
             await peer.call(
                 TaskExecutorServiceStub(peer.channel).LoadModel,
-                tasks_pb2.LoadModelRequest(deployment=deployment),
+                tasks_pb2.LoadModelRequest(
+                    deployment=deployment, term=self.term, content=it.content
+                ),
                 timeout_seconds=self._config.load_timeout_seconds,
             )
         except DeepFlowError as error:
@@ -137,7 +142,11 @@ class Loads:
         try:
             await peer.call(
                 TaskExecutorServiceStub(peer.channel).UnloadModel,
-                tasks_pb2.UnloadModelRequest(deployment=deployment),
+                tasks_pb2.UnloadModelRequest(
+                    deployment=deployment,
+                    term=self.term,
+                    grace_seconds=self._config.stop_grace_seconds,
+                ),
                 timeout_seconds=self._config.unload_timeout_seconds,
             )
         except DeepFlowError as error:

@@ -8,6 +8,7 @@ import contextlib
 import logging
 from typing import Protocol
 
+from deepflow import clock
 from deepflow.errors import DeepFlowError, Unavailable
 from services.cluster_manager.store import Lease, Store
 
@@ -45,6 +46,7 @@ class Leadership:
         self._pause = RETRY_SECONDS
         self._trouble = ""
         self._soon = asyncio.Event()
+        self._looked_at = clock.monotonic()
         # Fencing token of this process's leadership; 0 = it does not lead.
         self.token = 0
         self.leader = ""
@@ -58,6 +60,11 @@ class Leadership:
         raise Unavailable(
             f"not the leader; {known}{why}", reason="not_leader", retry_after_seconds=RETRY_SECONDS
         )
+
+    @property
+    def is_sure(self) -> bool:
+        """False for a leader that slept through its lease, until it has looked again."""
+        return bool(self.token) and clock.monotonic() - self._looked_at < self._ttl_seconds
 
     def look_soon(self) -> None:
         """A fenced write was refused: somebody else may lead."""
@@ -92,6 +99,8 @@ class Leadership:
             await self._settle(lease)
         except DeepFlowError as error:
             return self._wait_out(error)
+        finally:
+            self._looked_at = clock.monotonic()
         self._trouble, self._pause = "", RETRY_SECONDS
         renew = self._ttl_seconds / 3
         return renew if self.token else min(renew, max(lease.remaining_seconds, RETRY_SECONDS))

@@ -65,6 +65,9 @@ class Roster:
     def remember(self, members: list[cluster_pb2.Member], now: float) -> None:
         """Members of a stored view: they stay until they speak, or fall silent by the rule."""
         for member in members:
+            if member.state == types.LIFECYCLE_STATE_DRAINING:
+                # Perhaps by the former leader's word only; its own comes with its next heartbeat.
+                member.state = types.LIFECYCLE_STATE_READY
             if member.id not in self._entries and member.kind != types.MEMBER_KIND_CLUSTER_MANAGER:
                 self._entries[member.id] = Entry(member, now, is_confirmed=False)
 
@@ -134,6 +137,7 @@ def _state(entry: Entry) -> MemberState:
         heard_at=entry.heard_at,
         deployment=member.deployment,
         device=member.capabilities.device,
+        content=member.content,
         pid=member.pid,
         started_unix_ms=member.started_unix_ms,
         in_flight=entry.in_flight,

@@ -32,6 +32,21 @@ class UnloadModel:
 
 
 @dataclass(frozen=True, slots=True)
+class Drain:
+    """Nobody sends it new work from now on."""
+
+    member: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """It is not to go after all, or it has gone."""
+
+    member: str
+
+
+@dataclass(frozen=True, slots=True)
 class MarkDead:
     member: str
     incarnation: int
@@ -40,4 +55,4 @@ class MarkDead:
     is_certain: bool
 
 
-Action: TypeAlias = StartPod | StopPod | LoadModel | UnloadModel | MarkDead
+Action: TypeAlias = StartPod | StopPod | LoadModel | UnloadModel | Drain | Resume | MarkDead

@@ -1,9 +1,10 @@
 """Which task executor holds which deployment."""
 
-from dataclasses import dataclass, field
-
 from deepflow.v1 import types_pb2 as types
 from services.cluster_manager.reconcile.actions import LoadModel, UnloadModel
+from services.cluster_manager.reconcile.drains import can_have_work
+from services.cluster_manager.reconcile.placement import Placement
+from services.cluster_manager.reconcile.replacing import has_left, is_outdated, replace_outdated
 from services.cluster_manager.reconcile.state import (
     LEAVING,
     LOADABLE,
@@ -18,33 +19,22 @@ from services.cluster_manager.reconcile.state import (
 FORGOTTEN_SECONDS = 2.0
 
 
-@dataclass(slots=True)
-class Placement:
-    actions: list[LoadModel | UnloadModel] = field(default_factory=list)
-    # Device of every replica that no task executor is there for.
-    missing: list[str] = field(default_factory=list)
-    # Task executors that will be free soon: starting, unloading, or not confirmed yet.
-    coming: list[str] = field(default_factory=list)
-    # Task executors that hold nothing and are needed for nothing.
-    spare: list[str] = field(default_factory=list)
-    # Task executors that hold a deployment which has enough others.
-    surplus: list[str] = field(default_factory=list)
-
-
 def place_models(state: ClusterState, now: float) -> Placement:
     placement = Placement()
-    holders, free = _sort_by_holding(state, placement)
+    holders, free = _sort_by_holding(state, placement, now)
     for wanted in state.deployments.values():
         chosen = _keep_best(state, wanted, holders.get(wanted.name, []), placement)
         for member in chosen:
             _maintain(state, wanted, member, placement, now)
         _fill(wanted, wanted.replicas - len(chosen), free, placement)
+    for wanted in state.deployments.values():
+        replace_outdated(state, wanted, holders.get(wanted.name, []), free, placement, now)
     placement.spare = [member.id for member in free]
     return placement
 
 
 def _sort_by_holding(
-    state: ClusterState, placement: Placement
+    state: ClusterState, placement: Placement, now: float
 ) -> tuple[dict[str, list[MemberState]], list[MemberState]]:
     """Holders by deployment, and those that are free; unloads what nobody wants any more."""
     holders: dict[str, list[MemberState]] = {}
@@ -54,7 +44,8 @@ def _sort_by_holding(
         if held in state.deployments:
             holders.setdefault(held, []).append(member)
         elif held:
-            placement.actions.append(UnloadModel(member.id, held))
+            if has_left(state, member, placement, "undeployed", now):
+                placement.actions.append(UnloadModel(member.id, held))
         elif _is_free(state, member):
             free.append(member)
         else:
@@ -97,17 +88,30 @@ def _is_free(state: ClusterState, member: MemberState) -> bool:
 def _keep_best(
     state: ClusterState, wanted: WantedDeployment, holders: list[MemberState], placement: Placement
 ) -> list[MemberState]:
-    """As many holders as wanted; the others are surplus, those that are least useful first."""
-    ranked = sorted(holders, key=lambda member: _uselessness(state, member))
-    placement.surplus += [member.id for member in ranked[wanted.replicas :]]
-    return ranked[: wanted.replicas]
+    """As many holders as wanted; the others are surplus, those that are least useful first.
+
+    What serves goes on serving until those that stay do: a change may be under way.
+    """
+    ranked = sorted(holders, key=lambda member: _uselessness(state, wanted, member))
+    chosen, others = ranked[: wanted.replicas], ranked[wanted.replicas :]
+    all_serve = all(can_have_work(it) and not is_outdated(state, wanted, it) for it in chosen)
+    placement.surplus += [it.id for it in others if all_serve or not can_have_work(it)]
+    return chosen
 
 
-def _uselessness(state: ClusterState, member: MemberState) -> tuple[int, int]:
+def _uselessness(
+    state: ClusterState, wanted: WantedDeployment, member: MemberState
+) -> tuple[bool, int, bool, bool]:
+    """Who drains already goes on draining, however the load moves meanwhile."""
     assignment = state.assignments.get(member.id)
     has_failed = assignment is not None and assignment.phase is Phase.FAILED
     is_ready = member.state == types.LIFECYCLE_STATE_READY
-    return (0 if is_ready else 2 if has_failed else 1, not member.in_flight)
+    return (
+        is_outdated(state, wanted, member),
+        0 if is_ready else 2 if has_failed else 1,
+        member.id in state.draining,
+        not member.in_flight,
+    )
 
 
 def _maintain(
@@ -117,14 +121,14 @@ def _maintain(
     placement: Placement,
     now: float,
 ) -> None:
-    """Reload what failed or was forgotten; replace what is outdated once nothing runs on it."""
+    """Reload what failed or was forgotten; take back an outdated load that is under way."""
     assignment = state.assignments.get(member.id)
     if assignment is None:
         if _is_blank(member):  # it failed while nobody led
             placement.actions.append(LoadModel(member.id, wanted.name))
         return
     if assignment.content != wanted.content and not _is_blank(member):
-        if assignment.phase is Phase.LOADING or member.in_flight == 0:
+        if not can_have_work(member):
             placement.actions.append(UnloadModel(member.id, wanted.name))
     elif _is_due(assignment, member, wanted, now):
         placement.actions.append(LoadModel(member.id, wanted.name))
@@ -149,12 +153,8 @@ def _fill(
 ) -> None:
     """Give the deployment free task executors; note how many are missing."""
     for _ in range(count):
-        fitting = next((it for it in free if it.device in ("", wanted.device)), None)
-        if fitting is None:
+        if not placement.load(wanted, free):
             placement.missing.append(wanted.device)
-            continue
-        free.remove(fitting)
-        placement.actions.append(LoadModel(fitting.id, wanted.name))
 
 
 def natural(name: str) -> tuple[str, int, str]:

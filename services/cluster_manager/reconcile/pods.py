@@ -5,7 +5,9 @@ from itertools import count
 
 from deepflow.v1 import types_pb2 as types
 from services.cluster_manager.reconcile.actions import StartPod, StopPod, UnloadModel
-from services.cluster_manager.reconcile.models import Placement, natural
+from services.cluster_manager.reconcile.drains import can_have_work, is_empty
+from services.cluster_manager.reconcile.models import natural
+from services.cluster_manager.reconcile.placement import Placement
 from services.cluster_manager.reconcile.state import ClusterState, Kind, Pod
 
 STEMS: dict[Kind, str] = {
@@ -14,7 +16,10 @@ STEMS: dict[Kind, str] = {
 }
 
 
-def plan_job_executors(state: ClusterState, now: float) -> list[StartPod | StopPod]:
+def plan_job_executors(
+    state: ClusterState, placement: Placement, now: float
+) -> list[StartPod | StopPod]:
+    """Those beyond the wanted number are emptied, and stopped once they are."""
     kind = types.MEMBER_KIND_JOB_EXECUTOR
     pods = _pods(state, kind)
     if state.pods is None:
@@ -23,8 +28,12 @@ def plan_job_executors(state: ClusterState, now: float) -> list[StartPod | StopP
         names = _free_names(state, kind)
         return [StartPod(kind, next(names)) for _ in range(state.job_executors - len(pods))]
     surplus = len(pods) - state.job_executors
-    stoppable = [pod.name for pod in reversed(pods) if _is_idle(state, pod, now)]
-    return [StopPod(name) for name in stoppable[:surplus]]
+    # Who drains already goes first, then the youngest names.
+    going = sorted(reversed(pods), key=lambda pod: pod.name not in state.draining)[:surplus]
+    for pod in going:
+        if pod.name in state.members:
+            placement.leaving[pod.name] = "scaled down"
+    return [StopPod(pod.name) for pod in going if _has_left(state, pod, now)]
 
 
 def plan_task_executors(
@@ -72,17 +81,28 @@ def _starts(state: ClusterState, devices: list[str]) -> list[StartPod]:
 def _shed(
     state: ClusterState, placement: Placement, now: float
 ) -> list[StartPod | StopPod | UnloadModel]:
-    """Scale down: only those that have nothing in flight, and say so."""
+    """Scale down: only those that were drained, or say that they never had work."""
     actions: list[StartPod | StopPod | UnloadModel] = []
     for name in placement.surplus:
         member = state.members[name]
-        if member.in_flight != 0 or not member.is_confirmed or not state.is_hearing(now):
+        if can_have_work(member):
+            placement.leaving[name] = "scaled down"
+            if not is_empty(state, member, now):
+                continue
+        elif member.in_flight != 0 or not member.is_confirmed or not state.is_hearing(now):
             continue
         if state.pods is not None and name in state.pods:
             actions.append(StopPod(name))
         else:
             actions.append(UnloadModel(name, member.deployment))
     return actions
+
+
+def _has_left(state: ClusterState, pod: Pod, now: float) -> bool:
+    member = state.members.get(pod.name)
+    if member is not None and can_have_work(member):
+        return is_empty(state, member, now)
+    return _is_idle(state, pod, now)
 
 
 def _is_idle(state: ClusterState, pod: Pod, now: float) -> bool:

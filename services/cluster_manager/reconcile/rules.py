@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from services.cluster_manager.reconcile.actions import Action
 from services.cluster_manager.reconcile.deaths import find_dead
+from services.cluster_manager.reconcile.drains import plan_drains
 from services.cluster_manager.reconcile.models import place_models
 from services.cluster_manager.reconcile.pods import plan_job_executors, plan_task_executors
 from services.cluster_manager.reconcile.state import ClusterState
@@ -19,9 +20,8 @@ def reconcile(state: ClusterState, now: float) -> list[Action]:
         assignments={id: it for id, it in state.assignments.items() if id not in gone},
     )
     placement = place_models(living, now)
-    return [
-        *dead,
-        *placement.actions,
-        *plan_job_executors(living, now),
+    pods = [
+        *plan_job_executors(living, placement, now),
         *plan_task_executors(living, placement, now),
     ]
+    return [*dead, *plan_drains(living, placement.leaving), *placement.actions, *pods]

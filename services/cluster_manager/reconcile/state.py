@@ -33,6 +33,8 @@ class MemberState:
     deployment: str = ""
     # Empty where the member has not said.
     device: str = ""
+    # Names what it loaded, by its own word; empty where it holds nothing or does not say.
+    content: str = ""
     pid: int = 0
     started_unix_ms: int = 0
     # Waiting and running work; None where no heartbeat has said: not known is not zero.
@@ -95,6 +97,12 @@ class ClusterState:
     assignments: Mapping[str, Assignment] = field(default_factory=dict)
     hearing: Hearing | None = None
     member_timeout: float = 5.0
+    # Members that the view shows as draining, and since when: nobody sends them new work.
+    draining: Mapping[str, float] = field(default_factory=dict)
+    # For everybody to have learnt it, and for one more heartbeat to say what is left.
+    drain_settle: float = 1.5
+    # After this a member that is to go, goes, whatever runs on it.
+    drain_grace: float = 60.0
 
     def is_stopping(self, name: str) -> bool:
         pod = self.pods.get(name) if self.pods else None

@@ -1,0 +1,83 @@
+"""Clients that go on asking while a test does something to the stack, and what became of it."""
+
+import itertools
+import json
+import threading
+from typing import Any, Self
+
+import httpx
+
+BODY = {"prompt": "Once", "ignore_eos": True, "stream": True, "temperature": 0}
+TRIES_MAX = 200
+TRY_AGAIN_SECONDS = 0.05
+
+
+class Load:
+    """`clients` threads, each one stream after another, with a connection of its own for each.
+
+    A refused connection goes to the next gateway, as a load balancer's would; nothing else is
+    tried again: whatever else goes wrong is in `failures`.
+    """
+
+    def __init__(
+        self, urls: list[str], *, clients: int, max_tokens: int, model: str = "demo"
+    ) -> None:
+        self._urls = itertools.cycle(urls)
+        self._body = BODY | {"model": model, "max_tokens": max_tokens}
+        self._max_tokens = max_tokens
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._ask_on) for _ in range(clients)]
+        self.flowing = threading.Semaphore(0)
+        self.failures: list[str] = []
+        self.texts: set[str] = set()
+        self.answers = 0
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        for _ in self._threads:
+            assert self.flowing.acquire(timeout=30), f"no token came: {self.failures}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(60)
+            assert not thread.is_alive(), "a client hangs"
+
+    def _ask_on(self) -> None:
+        is_first = True
+        while not self._over.is_set():
+            try:
+                self.texts.add(self._stream(is_first))
+                self.answers += 1
+            except (httpx.HTTPError, AssertionError) as error:
+                self.failures.append(repr(error))
+                if is_first:
+                    return
+            is_first = False
+
+    def _stream(self, is_first: bool) -> str:
+        for _ in range(TRIES_MAX):
+            try:
+                return self._read(f"{next(self._urls)}/v1/completions", is_first)
+            except httpx.ConnectError:
+                self._over.wait(TRY_AGAIN_SECONDS)
+        raise AssertionError("every gateway refuses")
+
+    def _read(self, url: str, is_first: bool) -> str:
+        events: list[dict[str, Any]] = []
+        with httpx.stream("POST", url, json=self._body, timeout=60) as reply:
+            if reply.status_code != 200:
+                raise AssertionError(f"{reply.status_code}: {reply.read().decode()}")
+            is_done = False
+            for line in reply.iter_lines():
+                is_done = is_done or line == "data: [DONE]"
+                if line.startswith("data: {"):
+                    events.append(json.loads(line.removeprefix("data: ")))
+                if is_first and len(events) == 1:
+                    self.flowing.release()
+                    is_first = False
+        errors = [event["error"] for event in events if "error" in event]
+        assert is_done and not errors, errors or "the stream broke off"
+        return "".join(choice["text"] for e in events for choice in e.get("choices", []))
