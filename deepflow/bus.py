@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from deepflow import process_metrics
 from deepflow.config import ServiceConfig
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class Bus:
         for subject, handler in self._subscriptions:
             await self._client.subscribe(subject, cb=handler)
         self.connected.set()
+        process_metrics.NATS_CONNECTED.set(1)
 
     async def subscribe(
         self, subject: str, kind: type[M], handler: Callable[[M], Awaitable[None]]
@@ -90,6 +92,7 @@ class Bus:
     async def publish(self, subject: str, message: Message) -> bool:
         """Answers whether the message left; False while NATS is away."""
         if not self._client.is_connected:
+            process_metrics.EVENTS_DROPPED.inc()
             return False
         try:
             await self._client.publish(subject, message.SerializeToString())
@@ -107,11 +110,15 @@ class Bus:
 
     async def _reconnected(self) -> None:
         log.info("NATS is back")
+        process_metrics.NATS_CONNECTED.set(1)
         for callback in self._on_reconnect:
             await callback()
 
     async def _disconnected(self) -> None:
         log.warning("NATS is away")
+        process_metrics.NATS_CONNECTED.set(0)
+        if self.connected.is_set():
+            process_metrics.NATS_LOSSES.inc()
 
     async def _log_error(self, error: Exception) -> None:
         log.warning("NATS: %s", error or type(error).__name__)

@@ -7,16 +7,22 @@ key, the value and what would be right.
 """
 
 import os
+import re
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 PREFIX = "DEEPFLOW_"
 CONFIG_FILE_VARIABLE = f"{PREFIX}CONFIG"
+HOSTNAME = "{hostname}"
+WILDCARDS = ("0.0.0.0", "::", "")
+# An id is one word of a NATS subject.
+_ID = re.compile(r"[A-Za-z0-9_-]*")
 
 
 class ConfigError(Exception):
@@ -28,10 +34,16 @@ class ServiceConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=False)
 
-    id: str = Field("", description="Member id; empty = made at start.")
+    id: str = Field(
+        "",
+        description="Member id; {hostname} in it stands for this machine's name; empty = made at"
+        " start.",
+    )
     host: str = Field("127.0.0.1", description="Interface to listen on.")
     advertise_host: str = Field(
-        "", description="Host name that peers connect to; empty = the interface listened on."
+        "",
+        description="Host name that peers connect to; empty = the interface listened on, or this"
+        " machine's name where that is every interface.",
     )
     cluster_token: str = Field(
         "", description="Secret shared by all services; guards every gRPC port.", repr=False
@@ -41,7 +53,8 @@ class ServiceConfig(BaseModel):
     nats_password: str = Field("", description="NATS password.", repr=False)
     kv_store_address: str = Field("127.0.0.1:7102", description="host:port of the kv_store.")
     cluster_manager_address: str = Field(
-        "127.0.0.1:7101", description="host:port of the cluster manager."
+        "127.0.0.1:7101",
+        description="host:port of the cluster manager; of several, separated by commas.",
     )
     drain_seconds: float = Field(
         20.0, ge=0, description="How long running work may take to end after SIGTERM."
@@ -54,9 +67,20 @@ class ServiceConfig(BaseModel):
         "", description="OTLP/HTTP collector for traces (http://host:4318); empty = no export."
     )
 
+    @field_validator("id")
+    @classmethod
+    def _one_word(cls, id: str) -> str:
+        named = id.replace(HOSTNAME, socket.gethostname().replace(".", "-"))
+        if not _ID.fullmatch(named):
+            raise ValueError("may only hold letters, digits, - and _ (and {hostname})")
+        return named
+
     @property
     def advertised_host(self) -> str:
-        return self.advertise_host or self.host
+        """Where peers find this process; nobody can connect to "every interface"."""
+        if self.advertise_host:
+            return self.advertise_host
+        return socket.gethostname() if self.host in WILDCARDS else self.host
 
 
 class MeshServiceConfig(ServiceConfig):

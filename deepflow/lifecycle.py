@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol, TypeAlias, TypeVar
 
-from deepflow import clock, config, ids, telemetry
+from deepflow import clock, config, ids, process_metrics, telemetry
 from deepflow.core.bound import bound_to_parent as bound_to_parent
 from deepflow.v1 import types_pb2 as types
 
@@ -60,6 +60,7 @@ class Lifecycle:
             self.since_unix_ms = clock.unix_ms()
             log.info("state %s -> %s %s", self.word, state_word(state), detail)
         self.state, self.detail = state, detail
+        process_metrics.READY.set(self.is_ready)
         for listener in self._listeners:
             listener()
 
@@ -118,6 +119,7 @@ def run(service: str, kind: type[Config], make_server: Callable[[Config], Server
     telemetry.configure_logging(
         service, settings.id, level=settings.log_level, log_format=settings.log_format
     )
+    process_metrics.introduce(service)
     for name in config.unknown_variables(kind, service, os.environ):
         log.warning("%s is not a setting of %s and is ignored", name, service)
     import uvloop  # late: --help and config errors need no event loop

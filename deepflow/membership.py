@@ -5,11 +5,13 @@ losing NATS, the cluster manager or the kv_store freezes it.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 
 from deepflow import __version__
 from deepflow.bus import Bus
+from deepflow.cluster_managers import ClusterManagers
 from deepflow.config import ServiceConfig
 from deepflow.errors import DeepFlowError
 from deepflow.ids import new_incarnation
@@ -17,7 +19,6 @@ from deepflow.lifecycle import Lifecycle
 from deepflow.rpc import Peer
 from deepflow.v1 import cluster_pb2, events_pb2, store_pb2
 from deepflow.v1 import types_pb2 as types
-from deepflow.v1.cluster_pb2_grpc import ClusterManagerServiceStub
 from deepflow.v1.store_pb2_grpc import RecordStoreServiceStub
 
 log = logging.getLogger(__name__)
@@ -62,9 +63,10 @@ class Membership:
         self._lifecycle = lifecycle
         self._fill_load = load
         self._on_view = on_view
-        self._manager = Peer(config.cluster_manager_address, config.cluster_token)
+        self._manager = ClusterManagers(config.cluster_manager_address, config.cluster_token)
         self._store = Peer(config.kv_store_address, config.cluster_token)
         self._changed = asyncio.Event()
+        self._news = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._heartbeat_seconds = HEARTBEAT_SECONDS
 
@@ -97,9 +99,8 @@ class Membership:
         request = cluster_pb2.DeregisterRequest(
             id=self.member.id, incarnation=self.member.incarnation
         )
-        stub = ClusterManagerServiceStub(self._manager.channel)
         try:
-            await self._manager.call(stub.Deregister, request, timeout_seconds=0.5)
+            await self._manager.call(lambda it: it.Deregister, request, timeout_seconds=0.5)
         except DeepFlowError as error:
             log.info("left without a goodbye: %s", error)
         await self._manager.close()
@@ -112,7 +113,6 @@ class Membership:
         self.adopt(event.view)
 
     async def _keep_registered(self) -> None:
-        stub = ClusterManagerServiceStub(self._manager.channel)
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -120,7 +120,10 @@ class Membership:
             request = cluster_pb2.RegisterRequest(member=self.member)
             try:
                 reply = await self._manager.call(
-                    stub.Register, request, timeout_seconds=CALL_SECONDS, idempotent=True
+                    lambda it: it.Register,
+                    request,
+                    timeout_seconds=CALL_SECONDS,
+                    idempotent=True,
                 )
             except DeepFlowError as error:
                 log.info("not registered yet: %s", error)
@@ -128,6 +131,7 @@ class Membership:
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             self._heartbeat_seconds = reply.heartbeat_interval_seconds
+            self._news.set()  # who listens hears at once of what the cluster manager was told
             self.adopt(reply.view)
 
     def _refresh(self) -> None:
@@ -145,7 +149,9 @@ class Membership:
             )
             self._fill_load(beat)
             await self._bus.publish(subject, beat)
-            await asyncio.sleep(self._heartbeat_seconds)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), self._heartbeat_seconds)
+            self._news.clear()
 
     async def _read_stored_view(self) -> None:
         """The last view, for a start while the cluster manager is away."""

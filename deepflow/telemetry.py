@@ -1,62 +1,21 @@
-"""What a process says about itself: structured logs, Prometheus metrics, OpenTelemetry spans.
+"""What a process says about its requests: OpenTelemetry spans; its logs are in `deepflow.logs`.
 
 Spans cost a few microseconds a request and nothing a token. Without a collector configured no SDK
 is imported; trace ids are still made and passed on, so that logs of all hops can be joined.
 """
 
 import contextlib
-import contextvars
-import json
-import logging
 import secrets
-import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
+from deepflow.logs import JsonFormatter as JsonFormatter
+from deepflow.logs import configure_logging as configure_logging
+from deepflow.logs import request_id_var as request_id_var
 from deepflow.v1 import types_pb2 as types
 
-request_id_var: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
-
-_STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line; `extra={…}` fields become keys."""
-
-    def __init__(self, service: str, member_id: str) -> None:
-        super().__init__()
-        self._base = {"service": service, "id": member_id}
-
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-            + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            **self._base,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if request_id := request_id_var.get():
-            line["request_id"] = request_id
-        line.update({k: v for k, v in vars(record).items() if k not in _STANDARD_FIELDS})
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
-
-
-def configure_logging(service: str, member_id: str, *, level: str, log_format: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    if log_format == "json":
-        handler.setFormatter(JsonFormatter(service, member_id))
-    else:
-        handler.setFormatter(
-            logging.Formatter(f"%(asctime)s %(levelname)-7s {service} %(name)s: %(message)s")
-        )
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+# Of one batch, its retries included: also how long a collector that is away may hold up an end.
+EXPORT_SECONDS_MAX = 3.0
 
 
 class Tracing:
@@ -77,7 +36,9 @@ class Tracing:
 
         resource = Resource.create({"service.name": f"deepflow-{service}"})
         self._provider = TracerProvider(resource=resource)
-        exporter = OTLPSpanExporter(endpoint=endpoint.rstrip("/") + "/v1/traces")
+        exporter = OTLPSpanExporter(
+            endpoint=endpoint.rstrip("/") + "/v1/traces", timeout=EXPORT_SECONDS_MAX
+        )
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("deepflow")
 
@@ -132,6 +93,11 @@ class Span:
     def set(self, **attributes: str | int | float) -> None:
         if self._inner is not None:
             self._inner.set_attributes(attributes)
+
+    def event(self, name: str, **attributes: str | int | float) -> None:
+        """Something that happened once, at this moment."""
+        if self._inner is not None:
+            self._inner.add_event(name, attributes)
 
     def fail(self, message: str) -> None:
         if self._inner is not None:

@@ -52,18 +52,8 @@ def server(command: list[str], port: int) -> Iterator[psutil.Process]:
         yield psutil.Process(child.pid)
 
 
-def cpu_seconds(root: psutil.Process) -> float:
-    """CPU time that a process and all below it have used so far."""
-    total = 0.0
-    for process in [root, *root.children(recursive=True)]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            times = process.cpu_times()
-            total += times.user + times.system
-    return total
-
-
 def cpu_seconds_by_name(root: psutil.Process) -> dict[str, float]:
-    """The same, split by what each process runs."""
+    """CPU time that a process and all below it have used so far, by what each of them runs."""
     split: dict[str, float] = {}
     for process in [root, *root.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):

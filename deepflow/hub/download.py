@@ -16,7 +16,7 @@ from deepflow.hub.listing import HubFile
 from deepflow.hub.repository import Repository
 
 CHUNK_BYTES = 1 << 20
-# Failures in a row without a single byte between them.
+# Failures in a row without a single new byte between them.
 FAILURES_MAX = 5
 PAUSE_FIRST_SECONDS = 0.5
 PAUSE_MAX_SECONDS = 8.0
@@ -70,9 +70,8 @@ class FileDownload:
             self._offset += len(chunk)
 
     def _complete(self, part: BinaryIO, tell: Callable[[int], None]) -> None:
-        failures = 0
+        failures, furthest = 0, self._offset
         while self._offset < self._file.size:
-            before = self._offset
             error: Exception
             try:
                 self._receive(part, tell)
@@ -81,7 +80,9 @@ class FileDownload:
                 error = failure
             if self._offset == self._file.size:
                 return
-            failures = 1 if self._offset > before else failures + 1
+            # Who has to begin again each time, a little further or less far, gets nowhere.
+            failures = 1 if self._offset > furthest else failures + 1
+            furthest = max(furthest, self._offset)
             if failures >= FAILURES_MAX:
                 raise self._client.offline(error) from error
             self._pause(min(PAUSE_FIRST_SECONDS * 2 ** (failures - 1), PAUSE_MAX_SECONDS))

@@ -21,6 +21,13 @@ class Catalog:
         self.job_executors = {
             m.id: m for m in view.members if m.kind == types.MEMBER_KIND_JOB_EXECUTOR
         }
+        self.gateways = max(
+            1,
+            sum(
+                m.kind == types.MEMBER_KIND_GATEWAY and m.state == types.LIFECYCLE_STATE_READY
+                for m in view.members
+            ),
+        )
         self._served = {
             m.deployment
             for m in view.members

@@ -8,6 +8,35 @@ from services.gateway.schema.limits import Limits
 
 class GatewayConfig(ServiceConfig):
     port: int = Field(8000, ge=0, le=65535, description="HTTP port; 0 = a free one.")
+    metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="Second port with /health, /ready and /metrics alone, which asks for no key:"
+        " for the platform's own network; 0 = none.",
+    )
+
+    access: str = Field(
+        "keys",
+        pattern="^(keys|open)$",
+        description="keys|open. keys: as soon as there is any API key every request needs one."
+        " open: nobody is asked, held to a limit or metered; on a loopback interface only.",
+    )
+
+    meet_seconds_max: float = Field(
+        0.0,
+        ge=0,
+        le=60,
+        description="How long connections are refused after a start, until keys, models and job"
+        " executors are known; then they are taken all the same. 0 = taken at once.",
+    )
+    linger_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=60,
+        description="How long after SIGTERM connections are still taken, for load balancers that"
+        " learn late of an unready gateway.",
+    )
 
     body_bytes_max: int = Field(
         4 * 1024 * 1024, ge=1024, description="Largest request body; a larger one gets 413."
@@ -57,6 +86,13 @@ class GatewayConfig(ServiceConfig):
     )
     tokenize_seconds_max: float = Field(
         10.0, gt=0, description="How long a job executor may take to tokenize."
+    )
+
+    stories_asked_max: int = Field(
+        16, ge=1, description="Calls of /v1/requests at one time; one more gets 503."
+    )
+    story_seconds_max: float = Field(
+        2.0, gt=0, description="How long the job executors may take to tell of a request."
     )
 
     jobs_max: int = Field(

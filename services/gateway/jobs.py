@@ -3,12 +3,13 @@
 import hashlib
 
 from deepflow import clock, ids
+from deepflow.access.names import DEFAULT_TENANT
 from deepflow.v1 import jobs_pb2 as jobs
 from deepflow.v1 import types_pb2 as types
 from services.gateway.schema.embedding import EmbeddingRequest
 from services.gateway.schema.request import GenerationRequest
 
-TENANT = "default"
+TENANT = DEFAULT_TENANT
 _SEED_MASK = 2**64 - 1
 
 
@@ -18,11 +19,12 @@ def make_job(
     request_id: str,
     trace: types.TraceContext,
     seconds_max: float,
+    tenant: str = TENANT,
 ) -> jobs.Job:
     job = jobs.Job(
         id=ids.new_id("job"),
         attempt_epoch=1,
-        context=_context(request_id, trace, seconds_max),
+        context=_context(request_id, trace, seconds_max, tenant),
         model=request.model,
         sampling=_sampling(request),
         n=request.n,
@@ -41,22 +43,25 @@ def make_embedding_job(
     request_id: str,
     trace: types.TraceContext,
     seconds_max: float,
+    tenant: str = TENANT,
 ) -> jobs.Job:
     return jobs.Job(
         id=ids.new_id("job"),
         attempt_epoch=1,
-        context=_context(request_id, trace, seconds_max),
+        context=_context(request_id, trace, seconds_max, tenant),
         model=request.model,
         n=1,
         embedding=jobs.EmbeddingInput(prompts=request.prompts, dimensions=request.dimensions),
     )
 
 
-def _context(request_id: str, trace: types.TraceContext, seconds_max: float) -> types.WorkContext:
+def _context(
+    request_id: str, trace: types.TraceContext, seconds_max: float, tenant: str
+) -> types.WorkContext:
     return types.WorkContext(
         request_id=request_id,
-        tenant=TENANT,
-        cache_salt=cache_salt(TENANT),
+        tenant=tenant,
+        cache_salt=cache_salt(tenant),
         service_class=types.SERVICE_CLASS_INTERACTIVE,
         deadline_unix_ms=clock.unix_ms() + int(seconds_max * 1000),
         trace=trace,

@@ -1,9 +1,12 @@
 """Builds a gateway from its settings and serves it: the one composition root."""
 
+import asyncio
+import contextlib
 import os
 
 from deepflow import ids
 from deepflow.bus import Bus
+from deepflow.health import HealthServer
 from deepflow.lifecycle import Lifecycle
 from deepflow.membership import Membership
 from deepflow.telemetry import Tracing
@@ -13,14 +16,20 @@ from deepflow.v1 import jobs_pb2 as jobs
 from deepflow.v1 import types_pb2 as types
 from services.gateway.catalog import Catalog
 from services.gateway.config import GatewayConfig
+from services.gateway.doors import Doors
+from services.gateway.handlers.admin import KEY_PREFIX, TENANT_PREFIX, Admin
 from services.gateway.handlers.embeddings import Embeddings
 from services.gateway.handlers.generate import Generation
 from services.gateway.handlers.models import PREFIX, Models
 from services.gateway.handlers.pages import Pages
+from services.gateway.handlers.requests import PREFIX as REQUESTS_PREFIX
+from services.gateway.handlers.requests import Requests
 from services.gateway.handlers.tokens import Tokens
 from services.gateway.http.app import Application, Handler
 from services.gateway.http.listener import Listener
 from services.gateway.links.links import Links
+
+MEET_POLL_SECONDS = 0.02
 
 
 class GatewayServer:
@@ -39,25 +48,32 @@ class GatewayServer:
         self._membership: Membership | None = None
         hello = jobs.JobsHello(gateway_id=self.member.id, incarnation=self.member.incarnation)
         self.links = Links(config, hello)
+        reporter = f"{self.member.id}.{self.member.incarnation}"
+        self.doors = Doors(config, reporter, lambda: self.catalog.gateways)
         self.generation = Generation(
-            config, self.lifecycle, self.links, lambda: self.catalog, self._tracing
+            config, self.links, lambda: self.catalog, self._tracing, self.doors
         )
         self.embeddings = Embeddings(
-            config, self.lifecycle, self.links, lambda: self.catalog, self._tracing
+            config, self.links, lambda: self.catalog, self._tracing, self.doors
         )
-        self.application = Application(self._routes())
+        self.application = Application(self._routes(), self.doors.gate)
         self._listener = Listener(config, self.application)
+        self._metrics = HealthServer(self.lifecycle)
 
     @property
     def address(self) -> str:
         return self.member.address
 
     async def start(self) -> None:
+        self._bus.start()
+        with self.lifecycle.step("keys"):
+            await self.doors.start(self._bus)
+        self._listener.take_port()
         with self.lifecycle.step("listen"):
-            await self._listener.start()
+            if self._config.metrics_port:
+                await self._metrics.start(self._config.host, self._config.metrics_port)
         self.member.address = f"{self._config.advertised_host}:{self._listener.port}"
         self.member.health_address = self.member.address
-        self.lifecycle.to(types.LIFECYCLE_STATE_READY)
         self._membership = Membership(
             self._config,
             self._bus,
@@ -66,8 +82,30 @@ class GatewayServer:
             load=self._fill_load,
             on_view=self.adopt,
         )
-        self._bus.start()
         await self._membership.start()
+        with self.lifecycle.step("meet the cluster"):
+            await self._meet()
+        await self._listener.start()
+        self.lifecycle.to(types.LIFECYCLE_STATE_READY)
+
+    async def _meet(self) -> None:
+        """A client that is refused asks elsewhere; one that is let in too early gets a 503."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._config.meet_seconds_max):
+                while True:
+                    if self._knows_enough:
+                        return
+                    await asyncio.sleep(MEET_POLL_SECONDS)
+
+    @property
+    def _knows_enough(self) -> bool:
+        ready = [
+            it
+            for it in self.catalog.job_executors.values()
+            if it.state == types.LIFECYCLE_STATE_READY
+        ]
+        has_keys = self.doors.ring.is_known or self._config.access == "open"
+        return self.catalog.is_known and has_keys and self.links.up_count >= len(ready)
 
     def adopt(self, view: cluster.ClusterView) -> None:
         """A newer view: other models, other job executors."""
@@ -75,21 +113,29 @@ class GatewayServer:
         self.links.follow(self.catalog.job_executors)
 
     async def drain(self) -> None:
+        """Nobody new gets in; whoever is in is answered."""
         self.lifecycle.to(types.LIFECYCLE_STATE_DRAINING)
+        await asyncio.sleep(self._config.linger_seconds)
+        self._listener.refuse()
         await self.generation.idle.wait()
         await self.embeddings.idle.wait()
+        await self._listener.wait_until_left()
 
     async def stop(self) -> None:
         await self._listener.close()
+        await self._metrics.close()
         await self.links.close()
         if self._membership is not None:
             await self._membership.close()
+        await self.doors.close()
         await self._bus.close()
         self._tracing.close()
 
     def _routes(self) -> dict[str, tuple[str, Handler]]:
         models, pages = Models(lambda: self.catalog), Pages(self.lifecycle)
         tokens = Tokens(self._config, self.links, lambda: self.catalog)
+        requests = Requests(self._config, self.links)
+        admin = Admin(self._config, self.doors.records)
         return {
             "/v1/chat/completions": ("POST", self.generation.chat),
             "/v1/completions": ("POST", self.generation.completion),
@@ -100,6 +146,11 @@ class GatewayServer:
             "/v1/embeddings": ("POST", self.embeddings.create),
             "/v1/models": ("GET", models.list),
             PREFIX: ("GET", models.one),
+            REQUESTS_PREFIX: ("GET", requests.one),
+            "/v1/admin/keys": ("GET POST", admin.keys),
+            KEY_PREFIX: ("DELETE", admin.key),
+            TENANT_PREFIX: ("PUT", admin.tenant),
+            "/v1/admin/usage": ("GET", admin.usage),
             "/health": ("GET", pages.probe),
             "/ready": ("GET", pages.probe),
             "/metrics": ("GET", pages.probe),

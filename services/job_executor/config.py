@@ -10,6 +10,13 @@ class JobExecutorConfig(MeshServiceConfig):
     """Limits say "no" with a clear error; nothing in a job executor grows without one."""
 
     policy: str = Field(DEFAULT_POLICY, description="How task executors are chosen.")
+    linger_seconds: float = Field(
+        1.0,
+        ge=0,
+        le=60,
+        description="How long after SIGTERM jobs are still taken from gateways that have not"
+        " learnt of it.",
+    )
     jobs_max: int = Field(
         4096, ge=1, description="Jobs at a time; one more is refused with a retry hint."
     )
@@ -39,6 +46,9 @@ class JobExecutorConfig(MeshServiceConfig):
     )
     log_ttl_seconds: float = Field(
         120.0, ge=0, description="How long the token log of an ended job is kept."
+    )
+    stories_max: int = Field(
+        4096, ge=1, description="Requests of which /v1/requests can tell; the oldest go first."
     )
     log_bytes_max: int = Field(
         256 * 1024 * 1024, ge=0, description="Memory for token logs of ended jobs; oldest go first."

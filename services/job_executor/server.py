@@ -17,11 +17,15 @@ from services.job_executor.config import JobExecutorConfig
 from services.job_executor.jobs.delivery import deliver
 from services.job_executor.jobs.parts import Parts
 from services.job_executor.jobs.service import JobExecutorService
+from services.job_executor.jobs.story import Stories
 from services.job_executor.jobs.stream import JobStreams
 from services.job_executor.jobs.token_log import EndedJobs
 from services.job_executor.jobs.tokenization import Tokenization
 from services.job_executor.links.link import TaskExecutorLink
 from services.job_executor.links.links import Links
+from services.job_executor.prompt_tree.listener import KvListener
+from services.job_executor.prompt_tree.matcher import PromptMatcher
+from services.job_executor.prompt_tree.tree import PromptTree
 from services.job_executor.scheduling.registry import make_policy
 from services.job_executor.tokenizer.library import ModelLibrary
 from services.job_executor.tokenizer.pool import WorkPool
@@ -48,12 +52,13 @@ class JobExecutorServer:
         )
         self._library = ModelLibrary(self._pool, config.model_load_seconds_max)
         self.links = Links(self._make_link)
+        self.prompt_tree = PromptTree()
+        self._kv_listener = KvListener(config, self._bus, self.prompt_tree)
         self.ended = EndedJobs(ttl_seconds=config.log_ttl_seconds, bytes_max=config.log_bytes_max)
+        self.stories = Stories(stories_max=config.stories_max, ttl_seconds=config.log_ttl_seconds)
         parts = self._parts()
-        self.streams = JobStreams(
-            parts, self.lifecycle, jobs_max=config.jobs_max, incarnation=self._incarnation
-        )
-        self._service = JobExecutorService(self.streams, Tokenization(parts))
+        self.streams = JobStreams(parts, jobs_max=config.jobs_max, incarnation=self._incarnation)
+        self._service = JobExecutorService(self.streams, Tokenization(parts), self.stories, self.id)
         self.membership = Membership(
             config,
             self._bus,
@@ -81,16 +86,18 @@ class JobExecutorServer:
         await self._bus.subscribe(
             f"{HEARTBEAT_SUBJECT}.task_executor.*", events_pb2.Heartbeat, self._note_heartbeat
         )
+        await self._kv_listener.start()
         self.lifecycle.to(types.LIFECYCLE_STATE_READY)
         await self.membership.start()
 
     async def drain(self) -> None:
-        """New jobs are refused by the state; wait for those that run."""
-        await self.streams.wait_until_idle()
+        """Unready by now: the gateways turn elsewhere, and what runs here ends."""
+        await self.streams.drain(self.config.linger_seconds)
 
     async def stop(self) -> None:
         await self.membership.close()
         await self._grpc.stop(STOP_SECONDS)
+        await self._kv_listener.close()
         await self.links.close()
         self._library.close()
         self._pool.close()
@@ -105,7 +112,9 @@ class JobExecutorServer:
             library=self._library,
             pool=self._pool,
             policy=make_policy(self.config.policy),
+            matcher=PromptMatcher(self.prompt_tree, self.links, self._pool),
             ended=self.ended,
+            stories=self.stories,
             tracing=self._tracing,
             tasks_per_job_max=self.config.tasks_per_job_max,
             placement_attempts_max=self.config.placement_attempts_max,
@@ -120,13 +129,16 @@ class JobExecutorServer:
     def _adopt(self, view: cluster_pb2.ClusterView) -> None:
         self._library.adopt(view.deployments)
         self.links.adopt(list(view.members))
+        self._kv_listener.adopt(view.members)
 
     async def _note_heartbeat(self, beat: events_pb2.Heartbeat) -> None:
         self.links.note_heartbeat(beat)
+        self._kv_listener.note_heartbeat(beat)
 
     def _fill_load(self, beat: events_pb2.Heartbeat) -> None:
         """Called with every heartbeat, which is also often enough to forget old logs."""
         self.ended.expire(clock.monotonic())
+        self.stories.expire(clock.monotonic())
         jobs = self.streams.jobs
         beat.load.running = sum(job.is_admitted for job in jobs)
         beat.load.waiting = len(jobs) - beat.load.running
@@ -136,4 +148,6 @@ class JobExecutorServer:
         metrics.JOBS_RUNNING.set_function(lambda: self.streams.num_jobs)
         metrics.LINKS.set_function(lambda: self.links.num_live)
         metrics.TOKENIZER_QUEUE.set_function(lambda: self._pool.num_pending)
+        metrics.KV_BLOCKS.set_function(lambda: self.prompt_tree.num_blocks)
         metrics.LOG_BYTES.set_function(lambda: self.ended.num_bytes)
+        metrics.STORIES.set_function(lambda: len(self.stories))

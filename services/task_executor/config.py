@@ -30,8 +30,15 @@ class TaskExecutorConfig(MeshServiceConfig):
     hang_floor_seconds: float = Field(
         30.0, gt=0, description="No step shorter than this is ever called a hang."
     )
+    suspended_seconds: float = Field(
+        5.0, gt=0, description="An engine that a signal stopped for longer is killed and replaced."
+    )
     load_timeout_seconds: float = Field(
         900.0, gt=0, description="A model that is not loaded by then has failed to load."
+    )
+
+    kv_index_store_seconds: float = Field(
+        30.0, gt=0, description="Least time between two copies of the KV index to the kv_store."
     )
 
     @property

@@ -14,10 +14,13 @@ from deepflow.membership import Membership
 from deepflow.telemetry import Tracing
 from deepflow.v1 import cluster_pb2, events_pb2
 from deepflow.v1 import types_pb2 as types
+from deepflow.v1.cache_pb2_grpc import add_KvIndexServiceServicer_to_server
 from deepflow.v1.tasks_pb2_grpc import add_TaskExecutorServiceServicer_to_server
 from services.task_executor.config import TaskExecutorConfig
 from services.task_executor.shell.engine import EngineProcess
 from services.task_executor.shell.kv_events import KvEventPublisher
+from services.task_executor.shell.kv_service import KvIndexService
+from services.task_executor.shell.kv_store_copy import KvStoreCopy
 from services.task_executor.shell.load import LoadMeter
 from services.task_executor.shell.metrics import ShellMetrics
 from services.task_executor.shell.models import ModelHolder
@@ -44,9 +47,14 @@ class TaskExecutorServer:
         self._peers = Peers()
         self._meter = LoadMeter()
         self._metrics = ShellMetrics(self._meter)
-        self._kv_events = KvEventPublisher(self._bus, self.id, self.incarnation)
+        self.kv_events = KvEventPublisher(self._bus, self.id, self.incarnation)
+        self._kv_copy = KvStoreCopy(
+            config, self.kv_events, self.id, seconds=config.kv_index_store_seconds
+        )
         self.engine = EngineProcess(config)
-        self.models = ModelHolder(config, self.engine, self.lifecycle)
+        self.models = ModelHolder(
+            config, self.engine, self.lifecycle, wait_idle=self._peers.wait_idle
+        )
         self._grpc: grpc.aio.Server | None = None
         self._membership: Membership | None = None
         self.address = ""
@@ -57,7 +65,8 @@ class TaskExecutorServer:
         self.engine.start()
         await self._listen()
         self._bus.start()
-        self._kv_events.start()
+        self.kv_events.start()
+        self._kv_copy.start()
         await self._join()
         self.lifecycle.to(types.LIFECYCLE_STATE_BLANK)
 
@@ -72,7 +81,8 @@ class TaskExecutorServer:
             await self._grpc.stop(STOP_SECONDS)
         await self.models.close()
         await self.engine.close()
-        await self._kv_events.close()
+        await self._kv_copy.close()
+        await self.kv_events.close()
         await self._bus.close()
         await self._health.close()
         self._metrics.close()
@@ -83,11 +93,13 @@ class TaskExecutorServer:
         self.engine.is_busy = lambda: self._peers.num_tasks > 0
         self.engine.on_step.append(self._peers.deliver)
         self.engine.on_step.append(self._meter.add)
-        self.engine.on_step.append(lambda output: self._kv_events.add(output.kv_changes))
+        self.engine.on_step.append(lambda output: self.kv_events.add(output.kv_changes))
         self.engine.on_lost.append(self._peers.fail_all)
-        self.engine.on_lost.append(lambda _: self._kv_events.cleared())
-        self.engine.on_lost.append(lambda _: self._meter.reset())
+        self.engine.on_lost.append(lambda _: self.kv_events.cleared())
+        self.engine.on_lost.append(lambda _: self._meter.engine_lost())
         self.engine.on_loaded.append(self._meter.loaded)
+        self.engine.on_loaded.append(lambda _: self.kv_events.cleared())
+        self._peers.on_begun.append(self._meter.begun)
 
     async def _listen(self) -> None:
         streams = TaskStreams(
@@ -102,6 +114,7 @@ class TaskExecutorServer:
         servicer = TaskExecutorServicer(streams, self.models)
         self._grpc = rpc.new_server(self.config.cluster_token)
         add_TaskExecutorServiceServicer_to_server(servicer, self._grpc)
+        add_KvIndexServiceServicer_to_server(KvIndexService(self.kv_events), self._grpc)
         port = await rpc.listen(self._grpc, self.config.host, self.config.port)
         self.address = f"{self.config.advertised_host}:{port}"
 
@@ -122,4 +135,4 @@ class TaskExecutorServer:
 
     def _fill_load(self, beat: events_pb2.Heartbeat) -> None:
         self._meter.fill(beat.load)
-        beat.last_kv_seq = self._kv_events.last_seq
+        beat.last_kv_seq = self.kv_events.last_seq

@@ -140,6 +140,8 @@ def _sequences(stack: Stack) -> float:
     """What the engine runs or keeps waiting."""
     row = next(row for row in stack.members() if row["service"] == "task_executor")
     text = httpx.get(f"http://{row['health_address']}/metrics").text
-    counts = [line for line in text.splitlines() if line.startswith("deepflow_te_sequences_")]
+    counts = [
+        line for line in text.splitlines() if line.startswith("deepflow_task_executor_sequences_")
+    ]
     assert counts
     return sum(float(line.rpartition(" ")[2]) for line in counts)

@@ -168,8 +168,8 @@ def test_status_and_metrics_know_an_engine_without_kv(stack: Stack) -> None:
     (member,) = [row for row in stack.members() if row["service"] == "task_executor"]
     assert "minilm" in json.dumps(status)
     text = httpx.get(f"http://{member['health_address']}/metrics", timeout=10).text
-    assert "deepflow_te_kv_blocks_free 0.0" in text
-    name = "deepflow_te_embeddings_total"
+    assert "deepflow_task_executor_kv_blocks_free 0.0" in text
+    name = "deepflow_task_executor_embeddings_total"
     made = next(line for line in text.splitlines() if line.startswith(name))
     assert float(made.split()[1]) > 0
     assert MODEL in stack.cli("status").stdout

@@ -75,7 +75,9 @@ def test_both_task_executors_get_work(stack: Stack) -> None:
 
     def tokens(address: str) -> float:
         lines = httpx.get(f"http://{address}/metrics").text.splitlines()
-        return float(next(x for x in lines if x.startswith("deepflow_te_tokens_total")).split()[1])
+        return float(
+            next(x for x in lines if x.startswith("deepflow_task_executor_tokens_total")).split()[1]
+        )
 
     def all_have_worked() -> bool:
         complete(stack.url)

@@ -111,7 +111,7 @@ def test_a_client_that_leaves_frees_its_work(stack: Stack, model: str) -> None:
 
     def is_idle() -> bool:
         text = _te_metrics(stack)
-        return "deepflow_te_sequences_running 0.0" in text
+        return "deepflow_task_executor_sequences_running 0.0" in text
 
     wait_until(is_idle, "the engine runs nothing")
 

@@ -67,6 +67,10 @@ class Cluster:
         request = cluster_pb2.UndeployRequest(name=name)
         await self.peer.call(self.stub.Undeploy, request, timeout_seconds=5)
 
+    async def scale(self, **target: Any) -> cluster_pb2.ScaleResponse:
+        request = cluster_pb2.ScaleRequest(**target)
+        return await self.peer.call(self.stub.Scale, request, timeout_seconds=5)
+
     async def view(self) -> cluster_pb2.ClusterView:
         request = cluster_pb2.GetViewRequest()
         reply = await self.peer.call(

@@ -35,6 +35,7 @@ class FakeTaskExecutor(TaskExecutorServiceServicer):
         self.lifecycle = lifecycle
         self.member = cluster_pb2.Member()
         self.loads: list[cluster_pb2.Deployment] = []
+        self.terms: list[int] = []
         self.loads_to_fail = 0
         self.bad_models: set[str] = set()  # sources that never load
 
@@ -44,11 +45,13 @@ class FakeTaskExecutor(TaskExecutorServiceServicer):
         if self.member.deployment not in ("", request.deployment.name):
             raise Conflict(f"{self.member.id} holds {self.member.deployment}")
         self.loads.append(request.deployment)
+        self.terms.append(request.term)
         self.member.deployment = request.deployment.name
+        self.member.content = request.content
         self.lifecycle.to(types.LIFECYCLE_STATE_LOADING)
         if self.loads_to_fail or request.deployment.source in self.bad_models:
             self.loads_to_fail = max(0, self.loads_to_fail - 1)
-            self.member.deployment = ""
+            self.member.deployment = self.member.content = ""
             self.lifecycle.to(types.LIFECYCLE_STATE_BLANK)
             raise Internal("the weights are bent")
         self.lifecycle.to(types.LIFECYCLE_STATE_READY)
@@ -57,7 +60,7 @@ class FakeTaskExecutor(TaskExecutorServiceServicer):
     async def UnloadModel(
         self, request: tasks_pb2.UnloadModelRequest, context: Any
     ) -> tasks_pb2.UnloadModelResponse:
-        self.member.deployment = ""
+        self.member.deployment = self.member.content = ""
         self.lifecycle.to(types.LIFECYCLE_STATE_BLANK)
         return tasks_pb2.UnloadModelResponse()
 

@@ -235,6 +235,11 @@ class FakeJobExecutor(JobExecutorServiceServicer):
     ) -> jobs.DetokenizeResponse:
         return jobs.DetokenizeResponse(text="".join(map(chr, request.token_ids)))
 
+    async def DescribeRequest(
+        self, request: jobs.DescribeRequestRequest, context: Any
+    ) -> jobs.DescribeRequestResponse:
+        raise errors.NotFound("this script keeps no stories", reason="request_not_found")
+
     async def _listen(self, requests: AsyncIterator[jobs.JobsRequest]) -> None:
         async for request in requests:
             match request.WhichOneof("kind"):
@@ -269,6 +274,10 @@ class GatewayStand:
     def url(self) -> str:
         return f"http://{self.gateway.address}"
 
+    @property
+    def port(self) -> int:
+        return int(self.gateway.address.rpartition(":")[2])
+
     def view(self, *, served: bool = True) -> cluster.ClusterView:
         self.version += 1
         members = [executor.member for executor in self.executors]
@@ -300,10 +309,15 @@ class GatewayStand:
 async def gateway_stand(
     *executors: FakeJobExecutor, shown: bool = True, **settings: Any
 ) -> AsyncIterator[GatewayStand]:
-    settings = {"port": 0, "nats_url": "nats://127.0.0.1:1", **settings}
+    settings = {
+        "port": 0,
+        "nats_url": "nats://127.0.0.1:1",
+        "access": "open",
+        "kv_store_address": "127.0.0.1:1",
+        **settings,
+    }
     config = GatewayConfig(
         cluster_token=TOKEN,
-        kv_store_address="127.0.0.1:1",
         cluster_manager_address="127.0.0.1:1",
         **settings,
     )

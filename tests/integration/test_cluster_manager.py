@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from deepflow.errors import DeepFlowError, InvalidRequest, NotFound, Unavailable
 from deepflow.rpc import Peer
 from deepflow.v1 import cluster_pb2
+from deepflow.v1 import types_pb2 as types
 from deepflow.v1.cluster_pb2_grpc import ClusterManagerServiceStub
 from services.cluster_manager.server import ClusterManagerServer
 from services.cluster_manager.store import Store
@@ -371,3 +372,85 @@ async def test_lost_records_undeploy_nothing(cluster: Cluster) -> None:
     assert not cluster.manager.lifecycle.is_ready
     assert [it.name for it in je.view.deployments] == ["demo"]
     assert set(cluster.supervisor.rows) == {"je-0", "te-0"}
+
+
+async def test_scaling_down_drains_before_it_stops(cluster: Cluster) -> None:
+    await cluster.deploy(replicas=2)
+    await cluster.until_ready("te-0", "te-1")
+    for name in ("te-0", "te-1"):
+        cluster.supervisor.members[name].running = 1
+    reply = await cluster.scale(deployment="demo", count=1)
+    assert reply.deployment.replicas == 1
+
+    async def drains() -> bool:
+        return len(await cluster.ids(types.LIFECYCLE_STATE_DRAINING)) == 1
+
+    await until(drains, what="one of the two to be shown as draining")
+    (going,) = await cluster.ids(types.LIFECYCLE_STATE_DRAINING)
+    member = await cluster.member(going)
+    assert member is not None and member.detail == "scaled down"
+    assert going in cluster.supervisor.rows
+    cluster.supervisor.members[going].running = 0
+    await cluster.until_gone(going)
+    assert len(cluster.supervisor.rows) == 2  # the other one, and je-0
+
+
+async def test_job_executors_are_scaled_and_stay_so_over_a_restart(cluster: Cluster) -> None:
+    kind = types.MEMBER_KIND_JOB_EXECUTOR
+    await cluster.scale(kind=kind, count=3)
+    await cluster.until_ready("je-0", "je-1", "je-2")
+    await cluster.restart_manager()
+    await cluster.until_ready("je-0", "je-1", "je-2")
+    await cluster.scale(kind=kind, count=1)
+    await cluster.until_pods("je-0")
+
+
+async def test_what_cannot_be_scaled_is_refused(cluster: Cluster) -> None:
+    with pytest.raises(NotFound, match="no deployment 'nobody'"):
+        await cluster.scale(deployment="nobody", count=1)
+    with pytest.raises(InvalidRequest, match="count is 0; it must be from 1 to 64"):
+        await cluster.scale(deployment="demo", count=0)
+    with pytest.raises(InvalidRequest, match="target must be"):
+        await cluster.scale(kind=types.MEMBER_KIND_GATEWAY, count=2)
+
+
+async def test_a_standby_is_a_member_of_the_leaders_view(cluster: Cluster) -> None:
+    config = cluster.manager._config.model_copy(update={"id": "cm-2", "port": 0})
+    second = ClusterManagerServer(config)
+    await second.start()
+    try:
+
+        async def is_member() -> bool:
+            member = await cluster.member("cm-2")
+            return member is not None and "standby" in member.detail
+
+        await until(is_member, what="the standby to be a member")
+    finally:
+        await second.stop()
+
+
+async def test_task_executors_are_told_in_the_leaders_term(cluster: Cluster) -> None:
+    await cluster.deploy()
+    await cluster.until_ready("te-0")
+    term = (await cluster.view()).term
+    assert cluster.supervisor.members["te-0"].task_executor.terms == [term] and term > 0
+
+
+async def test_an_outdated_replica_is_known_after_a_change_of_leaders(cluster: Cluster) -> None:
+    await cluster.deploy()
+    await cluster.until_ready("te-0")
+    cluster.supervisor.members["te-0"].running = 1
+    await cluster.deploy(dtype="float32")
+
+    async def drains() -> bool:
+        return "te-0" in await cluster.ids(types.LIFECYCLE_STATE_DRAINING)
+
+    await until(drains, what="the outdated one to drain")
+    await cluster.restart_manager()
+    await until(drains, what="the new leader to drain it as well")
+    member = await cluster.member("te-0")
+    assert member is not None and member.is_outdated
+    cluster.supervisor.members["te-0"].running = 0
+    task_executor = cluster.supervisor.members["te-0"].task_executor
+    await until(lambda: len(task_executor.loads) == 2, what="the change to be loaded")
+    assert task_executor.loads[-1].dtype == "float32"

@@ -12,7 +12,9 @@ from deepflow.errors import InvalidRequest
 from deepflow.local.cluster_client import ClusterClient
 from deepflow.local.deployments import describe_deployments, progress_of
 from deepflow.local.follow import DeployFailed, deploy_and_follow, find
+from deepflow.local.scaling import follow_replicas
 from deepflow.v1 import cluster_pb2
+from services.cluster_manager.server import ClusterManagerServer
 from tests.integration.cluster_manager_rig import (
     READY,
     TOKEN,
@@ -20,7 +22,7 @@ from tests.integration.cluster_manager_rig import (
     running_cluster,
     write_model,
 )
-from tests.servers import until
+from tests.servers import free_port, until
 
 
 @pytest.fixture
@@ -161,3 +163,20 @@ async def test_asking_again_tries_a_failed_load_at_once(
     cluster.supervisor.bad_models.clear()
     async with asyncio.timeout(30):
         await deploy_and_follow(client, deployment(cluster, source=bad), lambda _: None)
+
+
+async def test_a_client_finds_the_leader_among_several(cluster: Cluster) -> None:
+    config = cluster.manager._config.model_copy(update={"id": "cm-2", "port": 0})
+    standby = ClusterManagerServer(config)
+    await standby.start()
+    nobody = f"127.0.0.1:{free_port()}"
+    addresses = (nobody, f"127.0.0.1:{standby.port}", cluster.common.cluster_manager_address)
+    client = ClusterClient(",".join(addresses), TOKEN)
+    try:
+        assert (await client.view()).term == (await cluster.view()).term
+        await deploy_and_follow(client, deployment(cluster), lambda _: None)
+        await follow_replicas(client, await client.scale("m", 2), lambda _: None)
+        assert len((await client.view()).deployments) == 1
+    finally:
+        await client.close()
+        await standby.stop()

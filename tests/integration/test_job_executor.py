@@ -240,13 +240,28 @@ async def test_a_draining_job_executor_ends_its_jobs_and_takes_no_more(
     await gateway.submit(1, prompt="x")
     handle, _ = await executor.task()
     rig.server.lifecycle.to(types.LIFECYCLE_STATE_DRAINING)
-    drained = asyncio.create_task(rig.server.drain())
+    drained = asyncio.create_task(rig.server.streams.drain(0))
+    await asyncio.sleep(0)
     await gateway.submit(2, prompt="x")
     assert (await gateway.until_refused(2)).code == types.ERROR_CODE_UNAVAILABLE
     assert not drained.done()
     executor.finish(handle)
     await gateway.until_finished(1)
     await drained
+
+
+async def test_a_gateway_that_has_not_learnt_of_it_is_still_served(
+    gateway: Gateway, executor: FakeTaskExecutor, rig: Rig
+) -> None:
+    rig.server.lifecycle.to(types.LIFECYCLE_STATE_DRAINING)
+    drained = asyncio.create_task(rig.server.streams.drain(60))
+    await gateway.submit(1, prompt="x")
+    handle, _ = await executor.task()
+    executor.finish(handle)
+    await gateway.until_finished(1)
+    assert not drained.done()
+    await gateway.close()  # it has learnt
+    await asyncio.wait_for(drained, 10)
 
 
 @pytest.mark.parametrize("say_hello", [False, True], ids=["no hello", "second hello"])

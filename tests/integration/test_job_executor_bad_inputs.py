@@ -154,6 +154,7 @@ async def test_a_template_that_never_ends_is_interrupted(tmp_path: Path) -> None
             await gateway.submit(handle, chat="hi")
             error = await gateway.until_refused(handle)
             assert (error.code, error.reason) == (INVALID, "prompt_timeout")
+            assert error.param == "messages"
         await gateway.close()
 
 

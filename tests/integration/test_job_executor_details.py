@@ -76,6 +76,20 @@ async def test_no_tokens_asked_for_are_none(gateway: Gateway, executor: FakeTask
     assert list(gateway.prompts[1, 0].token_ids) == list(task.prompt_token_ids)
 
 
+async def test_a_prompt_that_fills_the_context_can_be_looked_at(
+    gateway: Gateway, executor: FakeTaskExecutor, rig: Rig
+) -> None:
+    whole = [5] * rig.tokens_max
+    await gateway.submit(1, prompt=whole, sampling=types.SamplingParams(max_tokens=0))
+    _, task = await executor.task()
+    assert len(task.prompt_token_ids) == rig.tokens_max and task.sampling.max_tokens == 0
+    await gateway.submit(2, prompt=[*whole, 5], sampling=types.SamplingParams(max_tokens=0))
+    error = await gateway.until_refused(2)
+    assert error.reason == "context_length_exceeded" and "for the answer" not in error.message
+    await gateway.submit(3, prompt=whole, sampling=types.SamplingParams(max_tokens=1))
+    assert "at least one is needed for the answer" in (await gateway.until_refused(3)).message
+
+
 async def test_every_token_comes_with_its_bytes_and_alternatives(
     gateway: Gateway, executor: FakeTaskExecutor, tokenizer: Tokenizer
 ) -> None:

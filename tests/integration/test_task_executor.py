@@ -89,9 +89,7 @@ class JobExecutor:
         return reply.capabilities
 
     async def submit(self, handle: int, prompt: list[int], max_tokens: int, **extra: Any) -> None:
-        sampling = types.SamplingParams(
-            max_tokens=max_tokens, temperature=0.0, ignore_eos=True
-        )
+        sampling = types.SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
         task = tasks_pb2.Task(
             id=f"task-{handle}", model="m", sampling=sampling, prompt_token_ids=prompt, **extra
         )
@@ -236,3 +234,47 @@ async def test_a_stream_must_begin_with_a_hello(server: TaskExecutorServer) -> N
         await stream.read()
     assert not isinstance(caught.value, DeepFlowError)
     await peer.close()
+
+
+async def test_a_leader_of_an_older_term_is_refused(
+    server: TaskExecutorServer, folder: Path
+) -> None:
+    async with JobExecutor(server) as client:
+
+        async def call(method: Any, request: Any) -> Any:
+            return await client.peer.call(method, request, timeout_seconds=30)
+
+        deployment = cluster_pb2.Deployment(name="m", source=str(folder), device="emulated:zero")
+        load = tasks_pb2.LoadModelRequest(deployment=deployment, term=7, content="this one")
+        await call(client.stub.LoadModel, load)
+        assert server.models._member.content == "this one"
+        stale = tasks_pb2.UnloadModelRequest(deployment="m", term=6)
+        with pytest.raises(Conflict, match="term 6 is over") as refusal:
+            await call(client.stub.UnloadModel, stale)
+        assert refusal.value.reason == "stale_term"
+        assert server.lifecycle.word == "ready"
+        load.term = 6
+        with pytest.raises(Conflict):
+            await call(client.stub.LoadModel, load)
+        await call(client.stub.UnloadModel, tasks_pb2.UnloadModelRequest(deployment="m", term=8))
+        assert server.lifecycle.word == "blank" and not server.models._member.content
+
+
+async def test_an_unload_waits_for_running_tasks_and_takes_no_more(
+    server: TaskExecutorServer, folder: Path
+) -> None:
+    async with JobExecutor(server) as client:
+        await client.load(folder, device="emulated:ascend-910b")
+        await client.submit(1, [1, 2, 3], 50)
+        await until(lambda: server._peers.num_tasks == 1, what="the task to run")
+        request = tasks_pb2.UnloadModelRequest(deployment="m", grace_seconds=30)
+        unloading = asyncio.create_task(
+            client.peer.call(client.stub.UnloadModel, request, timeout_seconds=40)
+        )
+        await until(lambda: server.lifecycle.word == "loading", what="the unload to begin")
+        await client.submit(2, [1], 1)
+        tokens, ends = await client.collect({1, 2})
+        assert len(tokens[1]) == 50
+        assert ends[2].reason == types.FINISH_REASON_ERROR
+        await unloading
+        assert server.lifecycle.word == "blank"

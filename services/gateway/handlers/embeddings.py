@@ -4,15 +4,18 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
+from deepflow import clock
 from deepflow.errors import DeadlineExceeded, Internal, Unavailable
-from deepflow.lifecycle import Lifecycle
 from deepflow.telemetry import Span, Tracing
 from deepflow.v1 import cluster_pb2 as cluster
 from deepflow.v1 import jobs_pb2 as jobs
+from services.gateway import metrics
 from services.gateway.catalog import RETRY_AFTER_SECONDS, Catalog
 from services.gateway.config import GatewayConfig
+from services.gateway.doors import Doors
 from services.gateway.http.exchange import Exchange
 from services.gateway.jobs import make_embedding_job
+from services.gateway.limits.estimate import prompts_estimate
 from services.gateway.links.links import Links
 from services.gateway.links.run import JobRun
 from services.gateway.schema.body import parse_object
@@ -24,36 +27,53 @@ class Embeddings:
     def __init__(
         self,
         config: GatewayConfig,
-        lifecycle: Lifecycle,
         links: Links,
         catalog: Callable[[], Catalog],
         tracing: Tracing,
+        doors: Doors,
     ) -> None:
         self._config = config
         self._limits = config.limits
-        self._lifecycle = lifecycle
         self._links = links
         self._catalog = catalog
         self._tracing = tracing
+        self._doors = doors
         self._num_inputs = 0
         self.job_count = 0
         self.idle = asyncio.Event()
         self.idle.set()
 
     async def create(self, exchange: Exchange) -> None:
+        arrived = clock.monotonic()
         with self._job():
             request = await self._read(exchange)
-            with (
-                self._room_for(len(request.prompts)),
-                self._tracing.span("gateway.request", exchange.trace(), path=exchange.path) as span,
-            ):
-                answer = await self._run(exchange, request, span)
-                exchange.notes["prompt_tokens"] = answer.prompt_tokens
-                await exchange.respond(200, answer.document(request.model))
+            estimate = prompts_estimate(request.prompts)
+            async with self._doors.work(exchange, request.model, estimate) as bill:
+                bill.prompt_tokens = await self._answer(exchange, request, arrived)
+
+    async def _answer(self, exchange: Exchange, request: EmbeddingRequest, arrived: float) -> int:
+        """How many tokens it took."""
+        with (
+            self._room_for(len(request.prompts)),
+            self._tracing.span("gateway.request", exchange.trace(), path=exchange.path) as span,
+        ):
+            answer = await self._run(exchange, request, span)
+            exchange.notes["prompt_tokens"] = answer.prompt_tokens
+            metrics.count_tokens(request.model, answer.prompt_tokens, 0, 0)
+            metrics.time_answer(
+                request.model,
+                arrived=arrived,
+                first_token=0.0,
+                ended=clock.monotonic(),
+                tokens=0,
+            )
+            await exchange.respond(200, answer.document(request.model))
+            return answer.prompt_tokens
 
     async def _read(self, exchange: Exchange) -> EmbeddingRequest:
         body = await exchange.read_json_bytes(self._config.body_bytes_max)
         request = read_embedding(parse_object(body, self._config.json_depth_max), self._limits)
+        exchange.caller.require_model(request.model)
         catalog = self._catalog()
         catalog.require_task(request.model, cluster.MODEL_TASK_EMBED)
         catalog.require_served(request.model)
@@ -65,7 +85,11 @@ class Embeddings:
     async def _run(self, exchange: Exchange, request: EmbeddingRequest, span: Span) -> VectorList:
         seconds = self._config.job_seconds_max
         job = make_embedding_job(
-            request, request_id=exchange.request_id, trace=span.context, seconds_max=seconds
+            request,
+            request_id=exchange.request_id,
+            trace=span.context,
+            seconds_max=seconds,
+            tenant=exchange.caller.tenant.name,
         )
         span.set(job=job.id, model=request.model)
         exchange.notes |= {"job": job.id, "trace": span.trace_id}
@@ -93,8 +117,6 @@ class Embeddings:
     @contextlib.contextmanager
     def _job(self) -> Iterator[None]:
         """Counted, so that a gateway that drains waits for it."""
-        if self._lifecycle.is_draining:
-            raise _unavailable("this gateway is shutting down; try again", "draining")
         if self.job_count >= self._config.jobs_max:
             raise _unavailable("too many requests are running; try again in a moment", "overloaded")
         self.job_count += 1

@@ -7,14 +7,15 @@ from typing import Any
 
 from deepflow import clock, ids
 from deepflow.errors import Cancelled, DeadlineExceeded, Unavailable
-from deepflow.lifecycle import Lifecycle
 from deepflow.telemetry import Span, Tracing
 from deepflow.v1 import cluster_pb2 as cluster
 from services.gateway import metrics
 from services.gateway.catalog import RETRY_AFTER_SECONDS, Catalog
 from services.gateway.config import GatewayConfig
+from services.gateway.doors import Bill, Doors
 from services.gateway.http.exchange import Exchange
 from services.gateway.jobs import make_job
+from services.gateway.limits.estimate import prompt_estimate
 from services.gateway.links.links import Links
 from services.gateway.links.run import Answer, JobRun
 from services.gateway.schema.body import parse_object
@@ -39,17 +40,17 @@ class Generation:
     def __init__(
         self,
         config: GatewayConfig,
-        lifecycle: Lifecycle,
         links: Links,
         catalog: Callable[[], Catalog],
         tracing: Tracing,
+        doors: Doors,
     ) -> None:
         self._config = config
         self._limits = config.limits
-        self._lifecycle = lifecycle
         self._links = links
         self._catalog = catalog
         self._tracing = tracing
+        self._doors = doors
         self.job_count = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -68,8 +69,11 @@ class Generation:
         try:
             request = await self._read(exchange, read)
             path = exchange.path
-            with self._tracing.span("gateway.request", exchange.trace(), path=path) as span:
-                await self._run(exchange, request, span, arrived)
+            async with self._doors.work(
+                exchange, request.model, prompt_estimate(request.work)
+            ) as bill:
+                with self._tracing.span("gateway.request", exchange.trace(), path=path) as span:
+                    await self._run(exchange, request, span, arrived, bill)
         finally:
             self.job_count -= 1
             if not self.job_count:
@@ -78,6 +82,7 @@ class Generation:
     async def _read(self, exchange: Exchange, read: Read) -> GenerationRequest:
         body = await exchange.read_json_bytes(self._config.body_bytes_max)
         request = read(parse_object(body, self._config.json_depth_max), self._limits)
+        exchange.caller.require_model(request.model)
         self._require_model(request)
         exchange.notes |= {"model": request.model, "stream": request.stream}
         if request.user:
@@ -85,8 +90,6 @@ class Generation:
         return request
 
     def _require_room(self) -> None:
-        if self._lifecycle.is_draining:
-            raise _unavailable("this gateway is shutting down; try again", "draining")
         if self.job_count >= self._config.jobs_max:
             raise _unavailable("too many requests are running; try again in a moment", "overloaded")
 
@@ -99,13 +102,19 @@ class Generation:
         catalog.require_served(request.model)
 
     async def _run(
-        self, exchange: Exchange, request: GenerationRequest, span: Span, arrived: float
+        self,
+        exchange: Exchange,
+        request: GenerationRequest,
+        span: Span,
+        arrived: float,
+        bill: Bill,
     ) -> None:
         job = make_job(
             request,
             request_id=exchange.request_id,
             trace=span.context,
             seconds_max=self._config.job_seconds_max,
+            tenant=exchange.caller.tenant.name,
         )
         span.set(job=job.id, model=request.model)
         exchange.notes |= {"job": job.id, "trace": span.trace_id}
@@ -127,6 +136,7 @@ class Generation:
             leaving.cancel()
             link.release(run)
             reply.close(run, span)
+            reply.charge(run, bill)
 
     async def _admit(self, run: JobRun) -> None:
         try:
@@ -165,15 +175,33 @@ class _Reply:
 
     def close(self, run: JobRun, span: Span) -> None:
         """Record how it went."""
-        notes = self._exchange.notes
-        notes["tokens"] = self._usage.completion_tokens
+        notes, usage = self._exchange.notes, self._usage
+        notes["tokens"] = usage.completion_tokens
+        model = self._request.model
+        metrics.count_tokens(
+            model, usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens
+        )
+        metrics.time_answer(
+            model,
+            arrived=self._arrived,
+            first_token=run.first_token_at,
+            ended=clock.monotonic(),
+            tokens=usage.completion_tokens / self._request.choices,
+        )
         span.set(tokens=self._usage.completion_tokens)
         if error := notes.get("error"):
             span.fail(error)
         if run.first_token_at:
-            seconds = run.first_token_at - self._arrived
-            metrics.FIRST_TOKEN_SECONDS.observe(seconds)
-            notes["first_token_ms"] = round(seconds * 1000, 2)
+            notes["first_token_ms"] = round((run.first_token_at - self._arrived) * 1000, 2)
+            span.event("first_token", after_ms=notes["first_token_ms"])
+
+    def charge(self, run: JobRun, bill: Bill) -> None:
+        """What it cost. Of an answer that broke off only that is known which had arrived."""
+        usage = self._usage
+        bill.prompt_tokens, bill.cached_tokens = usage.prompt_tokens, usage.cached_tokens
+        bill.completion_tokens = max(usage.completion_tokens, run.token_count)
+        if run.token_count and not usage.prompt_tokens:
+            bill.prompt_tokens = prompt_estimate(self._request.work)
 
     def _live_answer(self, wanted: Wanted) -> LiveAnswer:
         form, request = self._format(), self._request

@@ -18,11 +18,17 @@ class Models:
     async def list(self, exchange: Exchange) -> None:
         catalog = self._catalog()
         catalog.require_view()
-        models = [describe(deployment) for deployment in catalog.deployments.values()]
+        models = [
+            describe(deployment)
+            for deployment in catalog.deployments.values()
+            if exchange.caller.may_use(deployment.name)
+        ]
         await exchange.respond_json({"object": "list", "data": models})
 
     async def one(self, exchange: Exchange) -> None:
-        deployment = self._catalog().deployment(name_in(exchange, PREFIX))
+        name = name_in(exchange, PREFIX)
+        exchange.caller.require_model(name)
+        deployment = self._catalog().deployment(name)
         await exchange.respond_json(describe(deployment))
 
 

@@ -24,6 +24,7 @@ class Tokens:
         with self._place():
             body = await exchange.read_json_bytes(self._config.body_bytes_max)
             call = read_tokenize(parse_object(body, self._config.json_depth_max), self._limits)
+            exchange.caller.require_model(call.request.model)
             self._catalog().deployment(call.request.model)
             link = self._links.least_loaded()
             answer = await link.tokenize(call.request, self._config.tokenize_seconds_max)
@@ -40,6 +41,7 @@ class Tokens:
         with self._place():
             body = await exchange.read_json_bytes(self._config.body_bytes_max)
             request = read_detokenize(parse_object(body, self._config.json_depth_max), self._limits)
+            exchange.caller.require_model(request.model)
             deployment = self._catalog().deployment(request.model)
             if vocab_size := deployment.facts.vocab_size:
                 check_ids(request, vocab_size)

@@ -7,6 +7,7 @@ from deepflow import clock
 from deepflow.errors import Cancelled, DeepFlowError, Internal, InvalidRequest, NotFound
 from deepflow.telemetry import request_id_var
 from services.gateway import metrics
+from services.gateway.auth.gate import Gate
 from services.gateway.http.exchange import Exchange, Receive, Scope, Send
 
 log = logging.getLogger(__name__)
@@ -23,9 +24,13 @@ PROBES = ("/health", "/ready", "/metrics")
 
 
 class Application:
-    """`routes` maps a path to its method and handler; a path that ends in "/" takes a name."""
+    """`routes` maps a path to its methods ("GET POST") and handler.
 
-    def __init__(self, routes: dict[str, tuple[str, Handler]]) -> None:
+    A path that ends in "/" takes a name.
+    """
+
+    def __init__(self, routes: dict[str, tuple[str, Handler]], gate: Gate) -> None:
+        self._gate = gate
         self._routes = routes
         self._prefixes = [path for path in routes if path.endswith("/")]
         self.in_flight = 0
@@ -44,19 +49,22 @@ class Application:
             self.in_flight -= 1
             metrics.IN_FLIGHT.dec()
             metrics.REQUESTS.labels(route or "none", exchange.status).inc()
+            if reason := exchange.notes.get("error"):
+                metrics.ERRORS.labels(reason).inc()
             _log_request(exchange, route, clock.monotonic() - started)
 
     async def _answer(self, exchange: Exchange, route: str) -> None:
         try:
             exchange.adopt_request_id()
             request_id_var.set(exchange.request_id)
+            exchange.caller = await self._gate.admit(exchange)
             if not route:
                 raise NotFound(
                     f"there is nothing at {exchange.path[:128]}; see /docs",
                     reason="route_not_found",
                 )
             method, handler = self._routes[route]
-            allowed = _ALLOWED.get(method, (method,))
+            allowed = _ALLOWED.get(method) or tuple(method.split())
             if exchange.method not in allowed:
                 await _refuse_method(exchange, allowed)
                 return
@@ -94,7 +102,9 @@ async def _fail(exchange: Exchange, error: DeepFlowError) -> None:
         # A client that went away reads nothing; the status is for the log.
         exchange.notes["error"] = error.reason
         await exchange.respond_error(error)
-    elif not isinstance(error, Cancelled):
+        return
+    exchange.notes.setdefault("error", error.reason)
+    if not isinstance(error, Cancelled):
         exchange.abort()
 
 

@@ -10,6 +10,7 @@ import msgspec
 from deepflow.errors import Cancelled, DeepFlowError, InvalidRequest, TooLarge, openai_error
 from deepflow.ids import new_id
 from deepflow.v1 import types_pb2 as types
+from services.gateway.auth.caller import ANYBODY, Caller
 
 Message = dict[str, Any]
 Scope = dict[str, Any]
@@ -34,11 +35,15 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.query: str = scope["query_string"].decode("latin-1")
         self.receive = receive
         self.send = send
         self.status = 0
         # What the request log says beside the route and the status.
         self.notes: dict[str, Any] = {}
+        # Whom the door let in, and what it says in every answer.
+        self.caller: Caller = ANYBODY
+        self.headers: list[tuple[bytes, bytes]] = []
         self._scope = scope
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
         self.request_id = new_id("req")
@@ -58,6 +63,13 @@ class Exchange:
                 param="x-request-id",
             )
         self.request_id = given.decode("ascii")
+
+    def bearer(self) -> str:
+        """The API key that came with the request; empty where none did."""
+        scheme, _, key = self._headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer":
+            return ""
+        return key.strip().decode("latin-1")
 
     def trace(self) -> types.TraceContext | None:
         """The caller's trace; one that is malformed is dropped, as W3C asks."""
@@ -114,6 +126,8 @@ class Exchange:
         seconds = math.ceil(error.retry_after_seconds)
         if status in (429, 503):
             seconds = max(seconds, RETRY_AFTER_SECONDS)
+        if status == 401:
+            headers = (*headers, (b"www-authenticate", b"Bearer"))
         if seconds > 0:
             headers = (*headers, (b"retry-after", b"%d" % seconds))
         await self.respond(status, encode(openai_error(error)), JSON, *headers)
@@ -144,7 +158,7 @@ class Exchange:
             {
                 "type": "http.response.start",
                 "status": status,
-                "headers": [(b"content-type", kind), request_id, *headers],
+                "headers": [(b"content-type", kind), request_id, *self.headers, *headers],
             }
         )
 

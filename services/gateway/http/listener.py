@@ -14,6 +14,7 @@ from services.gateway.http.protocol import bounded_protocol
 
 BACKLOG = 2048
 DATE_SECONDS = 1.0
+LEFT_POLL_SECONDS = 0.02
 
 
 class Listener:
@@ -34,22 +35,44 @@ class Listener:
         )
         self._state = ServerState()
         self._server: asyncio.Server | None = None
+        self._bound: socket.socket | None = None
         self._dating: asyncio.TimerHandle | None = None
 
+    def take_port(self) -> socket.socket:
+        """The port is ours; who connects is refused until `start`."""
+        self._bound = bind(self._settings.host, self._settings.port)
+        self.port = self._bound.getsockname()[1]
+        return self._bound
+
     async def start(self) -> None:
-        bound = bind(self._settings.host, self._settings.port)
-        self.port = bound.getsockname()[1]
+        bound = self._bound or self.take_port()
         self._config.load()
         self._set_date()
         self._server = await asyncio.get_running_loop().create_server(
             self._make_protocol, sock=bound, backlog=BACKLOG
         )
 
+    def refuse(self) -> None:
+        """Whoever comes now is refused and finds another gateway; who is here is answered."""
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._state.connections):
+            connection.end_after_answer()  # type: ignore[union-attr]
+
+    async def wait_until_left(self) -> None:
+        """After `refuse`: until everybody has an answer and is gone."""
+        while True:
+            if not self._state.connections:
+                return
+            await asyncio.sleep(LEFT_POLL_SECONDS)
+
     async def close(self) -> None:
         """Hang up on everybody; call it when answers have ended."""
         if self._dating is not None:
             self._dating.cancel()
         if self._server is None:
+            if self._bound is not None:
+                self._bound.close()
             return
         self._server.close()
         for connection in list(self._state.connections):
@@ -78,7 +101,6 @@ def bind(host: str, port: int) -> socket.socket:
         bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
-        bound.listen(BACKLOG)
         bound.setblocking(False)
     except OSError as error:
         bound.close()

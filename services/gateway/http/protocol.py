@@ -16,6 +16,9 @@ from deepflow.errors import (
 from services.gateway.config import GatewayConfig
 from services.gateway.http.exchange import ABORT, PUSH, encode
 
+# What a connection that was opened just before the gateway drains may take to ask.
+FIRST_REQUEST_SECONDS = 1.0
+
 
 def bounded_protocol(settings: GatewayConfig) -> type[HttpToolsProtocol]:
     """The protocol class for one listener."""
@@ -32,6 +35,21 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._is_in_head = True
         self._reading: Any = None
+        self._is_last = False  # hang up after the next answer
+
+    def end_after_answer(self) -> None:
+        """Answer what was asked, or is just being asked, and hang up."""
+        self._is_last = True
+        if self.cycle is None:  # it has only just connected: a request is on its way
+            self.loop.call_later(FIRST_REQUEST_SECONDS, self._close_unless_asked)
+        elif self.cycle.response_complete:
+            self.transport.close()
+        else:
+            self.cycle.keep_alive = False
+
+    def _close_unless_asked(self) -> None:
+        if self.cycle is None:
+            self.transport.close()
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -68,6 +86,8 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._is_in_head = False
         self._head_bytes = 0
         super().on_headers_complete()
+        if self._is_last:
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         self._is_in_head = True

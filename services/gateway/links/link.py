@@ -89,6 +89,12 @@ class JobExecutorLink:
         stub = JobExecutorServiceStub(self._peer.channel)
         return await self._peer.call(stub.Detokenize, request, timeout_seconds=seconds_max)
 
+    async def describe(
+        self, request: jobs.DescribeRequestRequest, seconds_max: float
+    ) -> jobs.DescribeRequestResponse:
+        stub = JobExecutorServiceStub(self._peer.channel)
+        return await self._peer.call(stub.DescribeRequest, request, timeout_seconds=seconds_max)
+
     def _post(self, request: jobs.JobsRequest) -> None:
         if self._outbox is not None:
             self._outbox.post(request)

@@ -24,6 +24,11 @@ class Links:
     def up_count(self) -> int:
         return sum(link.is_up for link in self._links.values())
 
+    @property
+    def up(self) -> list[JobExecutorLink]:
+        """Also those that take no new job and still have some."""
+        return [link for link in (*self._links.values(), *self._retired) if link.is_up]
+
     def follow(self, job_executors: dict[str, cluster.Member]) -> None:
         """A member that is no longer READY, or was started anew, loses its link."""
         for member_id, link in list(self._links.items()):

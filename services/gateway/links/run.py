@@ -89,6 +89,11 @@ class JobRun:
         self._scores_prompt = submit.job.sampling.HasField("prompt_logprobs")
 
     @property
+    def token_count(self) -> int:
+        """Of all choices, as far as they have come."""
+        return self._taken
+
+    @property
     def is_over(self) -> bool:
         """Nothing more will come."""
         return self.open_choices == 0 or self.failure is not None

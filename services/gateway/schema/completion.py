@@ -125,4 +125,4 @@ def check_token_ids(prompts: jobs.CompletionInput, vocab_size: int) -> None:
         if ids and max(ids) >= vocab_size:
             i = next(i for i, token_id in enumerate(ids) if token_id >= vocab_size)
             where = f"prompt[{p}][{i}]" if len(prompts.prompts) > 1 else f"prompt[{i}]"
-            raise values.out_of_range(where, f"a token id from 0 to {vocab_size - 1}", ids[i])
+            raise values.unknown_token(where, vocab_size, ids[i])

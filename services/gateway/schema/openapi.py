@@ -26,8 +26,11 @@ _ERROR = {
 }
 _ERRORS = {
     "400": "The request is wrong; `param` names the field.",
+    "401": "An API key is needed, or this one is not known.",
+    "403": "The key may not use the model.",
     "404": "No such model.",
     "413": "The body is too large.",
+    "429": "A limit of the key's tenant is reached; come back after Retry-After.",
     "503": "Nobody can serve this right now; come back after Retry-After.",
     "504": "The deadline passed.",
 }
@@ -58,11 +61,17 @@ def openapi_document() -> dict[str, Any]:
             },
             "/tokenize": {"post": _calling("As /v1/tokenize", TOKENIZE, ["model"])},
             "/detokenize": {"post": _calling("As /v1/detokenize", DETOKENIZE, ["model", "tokens"])},
+            "/v1/requests/{request}": {"get": _plain("What became of a request", "request")},
             "/health": {"get": _plain("Is the process alive")},
             "/ready": {"get": _plain("Does it take requests")},
             "/metrics": {"get": _plain("Prometheus metrics")},
         },
-        "components": {"schemas": {"Error": _ERROR}},
+        "components": {
+            "schemas": {"Error": _ERROR},
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        # Or none: as long as nobody made a key, nobody is asked for one.
+        "security": [{"key": []}, {}],
     }
 
 

@@ -56,8 +56,7 @@ def check_ids(request: jobs.DetokenizeRequest, vocab_size: int) -> None:
     ids = request.token_ids
     if ids and max(ids) >= vocab_size:
         i = next(i for i, token_id in enumerate(ids) if token_id >= vocab_size)
-        wanted = f"a token id from 0 to {vocab_size - 1}"
-        raise values.out_of_range(f"tokens[{i}]", wanted, ids[i])
+        raise values.unknown_token(f"tokens[{i}]", vocab_size, ids[i])
 
 
 def _tokens(value: Any, param: str, _limits: Limits) -> list[int]:

@@ -83,6 +83,10 @@ def _function(value: Any, param: str, limits: Limits) -> jobs.Tool:
 
 
 def _parameters(value: Any, param: str, limits: Limits) -> str:
+    kind = values.mapping(value, param).get("type", "object")
+    if kind != "object":
+        wanted = "'object', because arguments have names"
+        raise values.out_of_range(f"{param}.type", wanted, repr(kind))
     return values.json_text(value, param, limits.grammar_bytes)
 
 

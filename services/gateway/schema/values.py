@@ -46,6 +46,14 @@ def out_of_range(param: str, wanted: str, value: Any) -> InvalidRequest:
     )
 
 
+def unknown_token(param: str, vocab_size: int, token_id: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"'{param}' must be a token id from 0 to {vocab_size - 1}, not {token_id}",
+        param=param,
+        reason="token_id_out_of_range",
+    )
+
+
 def missing(param: str, wanted: str) -> InvalidRequest:
     return InvalidRequest(f"'{param}' is required: {wanted}", param=param, reason="missing_field")
 

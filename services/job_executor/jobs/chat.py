@@ -39,7 +39,7 @@ async def prompts(
             text, add_special_tokens=add_special_tokens, tokens_max=tokens_max
         )
 
-    return [await pool.run(render_and_encode)]
+    return [await pool.run(render_and_encode, param=PARAM)]
 
 
 def _render(template: ChatTemplate, chat: jobs_pb2.ChatInput) -> str:

@@ -8,6 +8,7 @@ from deepflow.v1 import types_pb2 as types
 from services.job_executor.jobs.details import Alternatives, Details
 from services.job_executor.jobs.outbox import Columns, Outbox
 from services.job_executor.jobs.returned_prompt import ReturnedPrompt
+from services.job_executor.jobs.story import ChoiceStory
 from services.job_executor.jobs.token_log import ChoiceLog
 from services.job_executor.links.link import TaskExecutorLink
 from services.job_executor.tokenizer.detokenizer import Detokenizer
@@ -63,6 +64,7 @@ class Choice:
         "link",
         "log",
         "prompt",
+        "story",
         "task_handle",
     )
 
@@ -87,6 +89,7 @@ class Choice:
         self.index = index
         self.prompt = prompt
         self.log = ChoiceLog()
+        self.story = ChoiceStory()
         self._detokenizer = detokenizer
         self._matcher = new_stop_matcher(stops, min_tokens)
         self._calls = calls
@@ -128,6 +131,7 @@ class Choice:
             self._returned.reset()
         self.task_handle = link.submit(task, self)
         self.link, self.incarnation = link, link.incarnation
+        self.story.placed(link.id)
 
     def open(self) -> None:
         """The job was admitted: what came so far may leave."""
@@ -219,10 +223,11 @@ class Choice:
             usage=types.Usage(
                 prompt_tokens=len(self.prompt),
                 completion_tokens=len(self.log.token_ids),
-                cached_tokens=cached_tokens,
+                cached_tokens=max(cached_tokens, self.story.cached_tokens),
             ),
             error=to_proto(error) if error is not None else None,
         )
+        self.story.ended(self.log.finish)
         self._offer_if_due()
 
     def fail(self, error: DeepFlowError) -> None:
@@ -266,6 +271,8 @@ class Choice:
             end = min(end, start + DETAILED_TOKENS_MAX)
             columns.add_details(self._details.take(len(columns.handles), log.token_ids, end))
         if end > start:
+            if start == self._num_resumed:
+                self.story.passed_on_first()
             self._sent = end
             columns.handles.append(self._job.handle)
             columns.choice_indexes.append(self.index)

@@ -22,7 +22,7 @@ async def prompts(
 
     if sum(len(prompt.text) for prompt in completion.prompts) < INLINE_CHARACTERS_MAX:
         return encode_all()
-    return await pool.run(encode_all)
+    return await pool.run(encode_all, param=PARAM)
 
 
 def _token_ids(prompt: jobs_pb2.Prompt, model: ServedModel, tokens_max: int) -> list[int]:

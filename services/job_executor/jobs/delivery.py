@@ -2,6 +2,7 @@
 
 from deepflow.v1 import tasks_pb2
 from services.job_executor import metrics
+from services.job_executor.jobs.choice import Choice
 from services.job_executor.jobs.vector import VectorTask
 from services.job_executor.links.link import TaskOwner
 
@@ -11,6 +12,10 @@ def deliver(batch: tasks_pb2.TaskTokenBatch, tasks: dict[int, TaskOwner]) -> Non
     for handle in batch.accepted_handles:
         if owner := tasks.get(handle):
             owner.accepted()
+    for started in batch.started:
+        owner = tasks.get(started.handle)
+        if isinstance(owner, Choice):
+            owner.story.beginning = started
     for told in batch.prompt_logprobs:
         if owner := tasks.get(told.handle):
             owner.prompt_logprobs(told)

@@ -40,6 +40,8 @@ class EmbeddingJob:
         outbox: Outbox,
         parts: Parts,
         on_end: Callable[["EmbeddingJob"], None],
+        *,
+        gateway_id: str = "",
     ) -> None:
         self.handle = submit.handle
         self._request = submit.job
@@ -54,6 +56,7 @@ class EmbeddingJob:
         self._is_offered = False
         self.is_admitted = False
         self._is_over = False
+        self._story = parts.stories.begin(submit.job, "embedding", gateway_id)
         self._outcome = "ok"
         self._deadline: asyncio.TimerHandle | None = None
         self._preparing: asyncio.Task[None] | None = None
@@ -97,7 +100,8 @@ class EmbeddingJob:
             await parts.links.settle(model.name)
             tokens_max = parts.tokens_max(model)
             token_ids = await prompts(request.embedding, model, parts.pool, tokens_max)
-            self._span.set(prompt_tokens=sum(map(len, token_ids)))
+            self._story.prompt_tokens = sum(map(len, token_ids))
+            self._span.set(prompt_tokens=self._story.prompt_tokens)
             self._waiting.extend(VectorTask(self, i, ids) for i, ids in enumerate(token_ids))
             self._num_left = len(token_ids)
             self._unaccepted.update(list(self._waiting)[: parts.embeddings_in_flight_max])
@@ -144,6 +148,7 @@ class EmbeddingJob:
         if self._unaccepted or self.is_admitted or self._is_over:
             return
         self.is_admitted = True
+        self._story.admitted()
         admitted = jobs_pb2.JobAdmitted(handle=self.handle, job_executor_id=self._parts.id)
         self._outbox.answer(jobs_pb2.JobsResponse(admitted=admitted))
         self._offer_if_due()
@@ -179,6 +184,7 @@ class EmbeddingJob:
             except Unavailable:
                 log.debug("nobody else can take the task")
             else:
+                metrics.TASKS_REPLACED.inc()
                 log.info("placed a task anew: %s", error, extra=self._names)
                 return
         self._fail(error)
@@ -212,6 +218,7 @@ class EmbeddingJob:
         if self._is_over:
             return
         self._outcome = error.reason
+        self._story.failed(error)
         self._span.fail(error.message)
         log.info("job ends early: %s", error, extra=self._names)
         refused = jobs_pb2.JobRefused(handle=self.handle, error=to_proto(error))
@@ -229,6 +236,7 @@ class EmbeddingJob:
         for task in self._running:
             task.release()
         self._span.end()
+        self._story.ended(self._outcome)
         metrics.JOBS.labels("embedding", self._outcome).inc()
         self._on_end(self)
 

@@ -53,7 +53,7 @@ async def prompts(
             return [_token_ids(prompt, model, tokens_max, param) for prompt, param in part]
 
         is_short = len(slices) == 1 and sum(_size(prompt) for prompt, _ in part) < INLINE_SIZE_MAX
-        found += encode() if is_short else await pool.run(encode)
+        found += encode() if is_short else await pool.run(encode, param=PARAM)
     return found
 
 

@@ -30,6 +30,7 @@ from services.job_executor.jobs.planning import (
 from services.job_executor.jobs.returned_prompt import ReturnedPrompt
 from services.job_executor.jobs.sampling import ending_ids
 from services.job_executor.jobs.token_log import JobLog
+from services.job_executor.prompt_tree.matcher import PromptBlocks
 from services.job_executor.scheduling.policy import RequestFeatures
 from services.job_executor.tokenizer.detokenizer import Detokenizer
 from services.job_executor.tokenizer.library import ServedModel
@@ -50,6 +51,8 @@ class Job:
         outbox: Outbox,
         parts: Parts,
         on_end: Callable[["Job"], None],
+        *,
+        gateway_id: str = "",
     ) -> None:
         self.handle = submit.handle
         self.outbox = outbox
@@ -59,11 +62,13 @@ class Job:
         self._on_end = on_end
         self._choices: list[Choice] = []
         self._planned: list[PlannedTask] = []
+        self._blocks: list[PromptBlocks] = []  # of each planned task's prompt
         self._tools: ToolUse | None = None
         self._num_accepted = 0
         self._num_sent = 0
         self._is_admitted = False
         self._is_over = False
+        self._story = parts.stories.begin(submit.job, kind_of(submit.job), gateway_id)
         self._outcome = "ok"
         self._deadline: asyncio.TimerHandle | None = None
         self._preparing: asyncio.Task[None] | None = None
@@ -106,6 +111,11 @@ class Job:
             limits = Limits(self._parts.tasks_per_job_max, self._parts.tokens_max(model))
             self._tools = await use_tools(self._request, model, self._parts.pool)
             self._planned = await plan(self._request, model, self._parts.pool, limits)
+            self._blocks = await self._parts.matcher.identify(
+                model.name,
+                [planned.prompt for planned in self._planned],
+                self._request.context.cache_salt,
+            )
             self._make_choices(model)
             for choice in self._choices:
                 self._place(choice)
@@ -116,7 +126,10 @@ class Job:
             self._end_all(Internal("the job executor failed on this request"))
 
     def _make_choices(self, model: ServedModel) -> None:
-        self._span.set(prompt_tokens=sum(len(task.prompt) for task in self._planned))
+        # A prompt counts once, however many choices it has: as in the answer's usage.
+        each = self._planned[:: max(self._request.n, 1)]
+        self._story.prompt_tokens = sum(len(task.prompt) for task in each)
+        self._span.set(prompt_tokens=self._story.prompt_tokens)
         sampling, tokenizer = self._request.sampling, model.tokenizer
         ends = ending_ids(sampling, model.deployment.facts)
         for planned in self._planned:
@@ -134,6 +147,7 @@ class Job:
             )
             choice.resume(planned.resume)
             self._choices.append(choice)
+            self._story.choices.append(choice.story)
 
     def _new_detokenizer(self, tokenizer: ModelTokenizer, ends: frozenset[int]) -> Detokenizer:
         shows_special = self._request.sampling.show_special_tokens
@@ -157,6 +171,7 @@ class Job:
         planned = self._planned[choice.index]
         links = self._parts.links
         group = links.group_view(self._request.model, excluded)
+        group = self._parts.matcher.show(group, self._blocks[choice.index])
         features = RequestFeatures(self._request.model, len(planned.prompt), planned.max_tokens)
         placement = self._parts.policy.choose(features, group)
         task = make_task(self._request, planned, choice.attempt, self._span.context)
@@ -170,10 +185,17 @@ class Job:
         if self._num_accepted < len(self._choices) or self._is_over:
             return
         self._is_admitted = True
+        self._note_admission()
         admitted = jobs_pb2.JobAdmitted(handle=self.handle, job_executor_id=self._parts.id)
         self.outbox.answer(jobs_pb2.JobsResponse(admitted=admitted))
         for choice in self._choices:
             choice.open()
+
+    def _note_admission(self) -> None:
+        self._story.admitted()
+        seconds = clock.monotonic() - self._story.received_at
+        metrics.ADMISSION_SECONDS.labels(self._request.model).observe(seconds)
+        self._span.event("admitted", after_ms=round(seconds * 1000, 2))
 
     def choice_failed(self, choice: Choice, error: DeepFlowError, where: str = "") -> None:
         """Place the task anew while nothing came of the job; otherwise the job has failed."""
@@ -189,6 +211,7 @@ class Job:
             except Unavailable:
                 log.debug("nobody else can take the task")
             else:
+                metrics.TASKS_REPLACED.inc()
                 log.info("placed a task anew: %s", error, extra=self._names)
                 return
         self._fail(error)
@@ -231,6 +254,7 @@ class Job:
 
     def _note_failure(self, error: DeepFlowError) -> None:
         self._outcome = error.reason
+        self._story.failed(error)
         self._span.fail(error.message)
         log.info("job ends early: %s", error, extra=self._names)
 
@@ -250,6 +274,7 @@ class Job:
         if self._preparing is not None and self._preparing is not asyncio.current_task():
             self._preparing.cancel()
         self._span.end()
+        self._story.ended(self._outcome)
         metrics.JOBS.labels(kind_of(self._request), self._outcome).inc()
         if self._is_admitted:
             logs = tuple(choice.log for choice in self._choices)

@@ -61,11 +61,13 @@ async def plan(
     choices_per_prompt = max(job.n, 1)
     _check_count(job, choices_per_prompt, limits.tasks_per_job_max)
     sampling.check(job.sampling, model.vocab_size)
+    sampling.check_scores(job.sampling, model.deployment.device)
     try:
         prompts = await make_prompts(getattr(job, kind), model, pool, limits.tokens_max)
     except PromptTooLong as error:
         raise too_long(str(error), limits.tokens_max, param) from error
-    rooms = [_room(prompt, limits.tokens_max, param) for prompt in prompts]
+    least = _shortest_answer(job.sampling)
+    rooms = [_room(prompt, least, limits.tokens_max, param) for prompt in prompts]
     prompt_tokens = sum(len(prompt) for prompt in prompts) * choices_per_prompt
     sampling.check_prompt_logprobs(job.sampling, prompt_tokens)
     texts = await _texts(job, prompts, model, pool) if returns_prompt(job) else [""] * len(prompts)
@@ -131,20 +133,25 @@ def _check_count(job: jobs_pb2.Job, choices_per_prompt: int, limit: int) -> None
         )
 
 
-def _room(prompt: list[int], tokens_max: int, param: str) -> int:
-    """How many tokens may follow: at least one."""
+def _shortest_answer(sampling: types.SamplingParams) -> int:
+    """Who only looks at the prompt needs no room behind it."""
+    return 0 if sampling.HasField("max_tokens") and not sampling.max_tokens else 1
+
+
+def _room(prompt: list[int], least: int, tokens_max: int, param: str) -> int:
+    """How many tokens may follow: `least` or more."""
     if not prompt:
         raise InvalidRequest(f"{param} must not be empty", param=param)
-    if len(prompt) + 1 > tokens_max:
-        raise too_long(f"{len(prompt)} tokens", tokens_max, param)
+    if len(prompt) + least > tokens_max:
+        raise too_long(f"{len(prompt)} tokens", tokens_max, param, least)
     return tokens_max - len(prompt)
 
 
-def too_long(amount: str, tokens_max: int, param: str) -> InvalidRequest:
+def too_long(amount: str, tokens_max: int, param: str, least: int = 1) -> InvalidRequest:
+    answer = ", and at least one is needed for the answer" if least else ""
     return InvalidRequest(
         f"This model's maximum context length is {tokens_max} tokens. However, your {param} "
-        f"resulted in {amount}, and at least one is needed for the answer. "
-        f"Please reduce the length of the {param}.",
+        f"resulted in {amount}{answer}. Please reduce the length of the {param}.",
         param=param,
         reason="context_length_exceeded",
     )

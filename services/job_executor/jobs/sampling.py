@@ -9,6 +9,7 @@ from deepflow.v1 import types_pb2 as types
 LOGPROBS_MAX = 20
 LOGIT_BIAS_MAX = 300
 STOP_TOKEN_IDS_MAX = 128
+EMULATED = "emulated:"
 # Entries of all prompts of a job together: its tokens, each with its alternatives.
 PROMPT_LOGPROBS_MAX = 2 * 1024 * 1024
 # What holds where neither the client nor the model's author says anything.
@@ -85,6 +86,19 @@ def check(sampling: types.SamplingParams, vocab_size: int) -> None:
         _check_range(f"logit_bias.{token_id}", bias, *_BIAS)
     for index, token_id in enumerate(sampling.stop_token_ids):
         _check_id(f"stop_token_ids[{index}]", token_id, vocab_size)
+
+
+def check_scores(sampling: types.SamplingParams, device: str) -> None:
+    """Raises InvalidRequest where log probabilities are asked of a device that has none."""
+    if not device.startswith(EMULATED):
+        return
+    for name in ("logprobs", "prompt_logprobs"):
+        if sampling.HasField(name):
+            raise InvalidRequest(
+                f"'{name}' is asked for, but {device} computes no log probabilities",
+                param=name,
+                reason="unsupported_field",
+            )
 
 
 def check_prompt_logprobs(sampling: types.SamplingParams, prompt_tokens: int) -> None:

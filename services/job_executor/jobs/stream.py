@@ -1,12 +1,12 @@
 """The streams of the gateways: jobs in, columns of text out."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
 from deepflow.errors import DeepFlowError, InvalidRequest, Unavailable, to_proto
-from deepflow.lifecycle import Lifecycle
 from deepflow.rpc import abort
 from deepflow.v1 import jobs_pb2
 from services.job_executor.jobs.embedding import EmbeddingJob
@@ -22,8 +22,9 @@ RETRY_SECONDS = 1.0
 class JobsStream:
     """One gateway: its jobs, and what waits to be sent to it."""
 
-    def __init__(self, streams: "JobStreams") -> None:
+    def __init__(self, streams: "JobStreams", gateway_id: str) -> None:
         self._streams = streams
+        self._gateway_id = gateway_id
         self.outbox = Outbox()
         self.jobs: dict[int, Job | EmbeddingJob] = {}
 
@@ -69,7 +70,9 @@ class JobsStream:
             self.outbox.answer(jobs_pb2.JobsResponse(refused=refused))
             return
         kind = EmbeddingJob if submit.job.HasField("embedding") else Job
-        job = kind(submit, self.outbox, self._streams.parts, self._forget)
+        job = kind(
+            submit, self.outbox, self._streams.parts, self._forget, gateway_id=self._gateway_id
+        )
         self.jobs[submit.handle] = job
         job.start()
 
@@ -81,14 +84,13 @@ class JobsStream:
 class JobStreams:
     """All gateways, and what bounds them together."""
 
-    def __init__(
-        self, parts: Parts, lifecycle: Lifecycle, *, jobs_max: int, incarnation: int
-    ) -> None:
+    def __init__(self, parts: Parts, *, jobs_max: int, incarnation: int) -> None:
         self.parts = parts
-        self._lifecycle = lifecycle
         self._jobs_max = jobs_max
         self._streams: set[JobsStream] = set()
         self._idle = asyncio.Event()
+        self._is_closed = False
+        self._left = asyncio.Event()  # a gateway closed its stream
         self._welcome = jobs_pb2.JobsResponse(
             welcome=jobs_pb2.JobsWelcome(job_executor_id=parts.id, incarnation=incarnation)
         )
@@ -114,14 +116,16 @@ class JobStreams:
         await context.write(self._welcome)
         log.info("gateway %s connected", hello.gateway_id)
         try:
-            await self._converse(requests, context)
+            await self._converse(requests, context, hello.gateway_id)
         except InvalidRequest as error:
             await abort(context, error)
         finally:
             log.info("gateway %s left", hello.gateway_id)
 
-    async def _converse(self, requests: AsyncIterator[jobs_pb2.JobsRequest], context: Any) -> None:
-        stream = JobsStream(self)
+    async def _converse(
+        self, requests: AsyncIterator[jobs_pb2.JobsRequest], context: Any, gateway_id: str
+    ) -> None:
+        stream = JobsStream(self, gateway_id)
         self._streams.add(stream)
         ends = [
             asyncio.create_task(stream.read(requests)),
@@ -132,6 +136,7 @@ class JobStreams:
         finally:
             stream.close()
             self._streams.discard(stream)
+            self._left.set()
             for task in ends:
                 task.cancel()
             results = await asyncio.gather(*ends, return_exceptions=True)
@@ -143,7 +148,7 @@ class JobStreams:
 
     def check_room(self) -> None:
         """Raises Unavailable where a job more cannot be taken."""
-        if self._lifecycle.is_draining:
+        if self._is_closed:
             raise Unavailable("this job executor is draining", retry_after_seconds=RETRY_SECONDS)
         if self.num_jobs >= self._jobs_max:
             raise Unavailable(
@@ -156,8 +161,16 @@ class JobStreams:
         if self.num_jobs == 0:
             self._idle.set()
 
-    async def wait_until_idle(self) -> None:
-        """Returns once no job is left; new ones are refused by then."""
+    async def drain(self, linger_seconds: float) -> None:
+        """Returns once no job is left. Gateways learn from the view to send no more: until they
+        have, or the time is up, their jobs are taken.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(linger_seconds):
+                while self._streams:
+                    self._left.clear()
+                    await self._left.wait()
+        self._is_closed = True
         while self.num_jobs:
             self._idle.clear()
             await self._idle.wait()

@@ -81,7 +81,7 @@ class Tokenization:
             )
 
         is_short = len(request.text) < INLINE_CHARACTERS_MAX
-        return encode() if is_short else await self._parts.pool.run(encode)
+        return encode() if is_short else await self._parts.pool.run(encode, param=PARAM)
 
 
 def _check_known(ids: list[int], model: ServedModel) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 
+from deepflow.background import end
 from deepflow.errors import DeepFlowError, Unavailable
 from deepflow.rpc import Peer, translate
 from deepflow.v1 import cluster_pb2, tasks_pb2
@@ -80,10 +81,7 @@ class TaskExecutorLink:
         self._running = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        if self._running is not None:
-            self._running.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._running
+        await end(self._running)
         await self._peer.close()
 
     def submit(self, task: tasks_pb2.Task, owner: TaskOwner) -> int:

@@ -90,6 +90,10 @@ class Links:
         limits = (link.member.capabilities.max_tokens for link in self._serving(model))
         return min((limit for limit in limits if limit), default=None)
 
+    def capabilities(self, model: str) -> list[cluster_pb2.Capabilities]:
+        """Of every task executor of `model`."""
+        return [link.member.capabilities for link in self._serving(model)]
+
     async def close(self) -> None:
         for link in (*self, *self._leaving):
             await link.close()

@@ -21,6 +21,7 @@ class TaskExecutorLoad:
     outstanding: int  # ours, right now
     reported: int = 0  # waiting and running, by its last heartbeat
     outstanding_at_report: int = 0  # ours when that heartbeat came
+    cached_tokens: int = 0  # of this task's prompt, those that it holds, as far as we know
 
 
 @dataclass(frozen=True, slots=True)

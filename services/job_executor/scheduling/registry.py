@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 from services.job_executor.scheduling.least_load import LeastLoad
 from services.job_executor.scheduling.policy import Policy
+from services.job_executor.scheduling.prefix import Prefix
 
-DEFAULT_POLICY = "least_load"
+DEFAULT_POLICY = "prefix"
 
-_POLICIES: dict[str, Callable[[], Policy]] = {DEFAULT_POLICY: LeastLoad}
+_POLICIES: dict[str, Callable[[], Policy]] = {"least_load": LeastLoad, "prefix": Prefix}
 
 
 def make_policy(name: str) -> Policy:

@@ -88,7 +88,7 @@ def _template_sources(folder: Path, config: Mapping[str, Any]) -> tuple[str, str
     if file.is_file():
         if file.stat().st_size > TEMPLATE_BYTES_MAX:
             raise ModelFolderError(f"{file}: larger than {TEMPLATE_BYTES_MAX} bytes")
-        return file.read_text(), ""
+        return _decoded(file), ""
     value = config.get("chat_template") or ""
     named: dict[str, Any] = {}
     if isinstance(value, list):
@@ -102,6 +102,13 @@ def _template_sources(folder: Path, config: Mapping[str, Any]) -> tuple[str, str
     if not all(isinstance(source, str) for source in sources):
         raise ModelFolderError(f"{folder / TOKENIZER_CONFIG}: chat_template is no text")
     return sources
+
+
+def _decoded(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelFolderError(f"{file}: not valid UTF-8") from error
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

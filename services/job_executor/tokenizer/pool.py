@@ -31,8 +31,11 @@ class WorkPool:
     def num_pending(self) -> int:
         return self._num_pending
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Raises Unavailable where too much waits, InvalidRequest where the work takes too long."""
+    async def run(self, work: Callable[[], T], *, param: str = "") -> T:
+        """Raises Unavailable where too much waits, InvalidRequest where the work takes too long.
+
+        `param` is the request's field that the work is about.
+        """
         if self._num_pending >= self._pending_max:
             raise Unavailable(
                 f"{self._num_pending} prompts wait to be tokenized here already",
@@ -45,7 +48,7 @@ class WorkPool:
             future = asyncio.get_running_loop().run_in_executor(self._executor, item)
             return await asyncio.wait_for(future, self._seconds_max)
         except TimeoutError as error:
-            raise self._too_long(was_running=item.interrupt()) from error
+            raise self._too_long(param, was_running=item.interrupt()) from error
         finally:
             self._num_pending -= 1
 
@@ -56,11 +59,12 @@ class WorkPool:
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _too_long(self, *, was_running: bool) -> InvalidRequest | Unavailable:
+    def _too_long(self, param: str, *, was_running: bool) -> InvalidRequest | Unavailable:
         if was_running:
             return InvalidRequest(
                 f"rendering and tokenizing this prompt took over {self._seconds_max:g} s; "
                 "send a shorter one",
+                param=param,
                 reason="prompt_timeout",
             )
         return Unavailable(

@@ -2,12 +2,26 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from datetime import datetime
 from typing import Any, NoReturn
 
 from deepflow.core.model_folder import ModelFolderError
 from deepflow.errors import InvalidRequest
+
+# A template is a program over the client's messages: beside its own errors, all it can end in.
+_ENDINGS = (
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+)
+# How long a repeated text, and how large a number, a product or power may become: both factors
+# can be a client's.
+PRODUCT_LENGTH_MAX = 1_000_000
+PRODUCT_BITS_MAX = 4096
 
 
 class TemplateProgram:
@@ -30,8 +44,7 @@ class TemplateProgram:
 
         try:
             text: str = self._template.render(variables)
-        # A template is a program over the client's messages: these are all it can end in.
-        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        except (TemplateError, *_ENDINGS) as error:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {error}",
                 param="messages",
@@ -45,13 +58,30 @@ def _environment() -> Any:
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
+    class Environment(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset(("*", "**"))
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            _check_product(operator, left, right)
+            return super().call_binop(context, operator, left, right)
+
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment
+
+
+def _check_product(operator: str, left: Any, right: Any) -> None:
+    """Raises OverflowError before anything large is made: one step of a template, many bytes."""
+    if isinstance(left, int) and isinstance(right, int):
+        bits = left.bit_length() * right if operator == "**" else left.bit_length()
+        if bits > PRODUCT_BITS_MAX:
+            raise OverflowError("a number becomes too large")
+    for repeated, times in ((left, right), (right, left)):
+        is_repetition = isinstance(repeated, Sized) and isinstance(times, int)
+        if is_repetition and len(repeated) * times > PRODUCT_LENGTH_MAX:
+            raise OverflowError("a text or list becomes too long")
 
 
 def _to_json(

@@ -19,6 +19,7 @@ class AnswerCalls:
         "_choice_index",
         "_deltas",
         "_handle",
+        "_is_forced",
         "_num_complete",
         "_parser",
         "_stops_after_call",
@@ -33,11 +34,14 @@ class AnswerCalls:
         choice_index: int,
         stops_after_call: bool,
         tells_calls: bool = True,
+        is_forced: bool = False,
     ) -> None:
+        """`is_forced`: a grammar sees to it that there is nothing but calls."""
         self._parser = parser
         self._handle, self._choice_index = handle, choice_index
         self._stops_after_call = stops_after_call
         self._tells_calls = tells_calls
+        self._is_forced = is_forced
         self._num_complete = 0
         # With the index of the token that brought it; of one call, adjacent pieces are merged.
         self._deltas: list[tuple[int, jobs_pb2.ToolCallDelta]] = []
@@ -78,7 +82,8 @@ class AnswerCalls:
         for event in events:
             match event:
                 case Text():
-                    text += event.text
+                    # Of an answer of calls only the beginning of one that was cut is text.
+                    text += "" if self._is_forced else event.text
                 case CallBegan():
                     self._add(token_index, event.index, id=_new_id(), name=event.name)
                 case Arguments():

@@ -9,7 +9,8 @@ from services.job_executor.tools.formats import ToolFormat
 
 # What is wrong with the language is wrong with a schema: the rest of it is ours.
 PARAM = "tools"
-ANY_OBJECT = '{"type": "object"}'
+# A tool without a schema takes no arguments, as at OpenAI.
+NO_ARGUMENTS = '{"type": "object", "properties": {}, "additionalProperties": false}'
 # As templates write the calls of earlier turns. Free blanks could go on for ever.
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -37,7 +38,7 @@ def forced_calls(
 
 def _schema(tool: jobs_pb2.Tool) -> str:
     """On one line, as the language wants it, and of an object whatever it leaves open."""
-    schema = json.loads(tool.parameters_json or ANY_OBJECT)
+    schema = json.loads(tool.parameters_json or NO_ARGUMENTS)
     if not {"type", "$ref", "anyOf", "oneOf", "allOf"} & schema.keys():
         schema["type"] = "object"
     schema["x-guidance"] = _SPACING

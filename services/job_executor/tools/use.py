@@ -24,6 +24,7 @@ class ToolUse:
     stops_after_call: bool  # where no grammar ends it there
     # A call that the client named is what it got: it hears "stop", as from OpenAI.
     tells_calls: bool
+    is_forced: bool
 
     def new_calls(self, handle: int, choice_index: int) -> AnswerCalls:
         return AnswerCalls(
@@ -32,6 +33,7 @@ class ToolUse:
             choice_index=choice_index,
             stops_after_call=self.stops_after_call,
             tells_calls=self.tells_calls,
+            is_forced=self.is_forced,
         )
 
     def detokenizer(self, inner: Detokenizer) -> Detokenizer:
@@ -76,6 +78,7 @@ def _use_tools(job: jobs_pb2.Job, model: ServedModel) -> ToolUse | None:
         tags=_tags(form, model),
         stops_after_call=chat.single_tool_call and not is_forced(chat),
         tells_calls=not is_named,
+        is_forced=is_forced(chat),
     )
 
 

@@ -5,10 +5,11 @@ its parent dies; SIGINT is the shell's to handle, though a terminal sends it to 
 """
 
 import argparse
-import logging
+import os
 import signal
 import sys
 
+from deepflow import logs
 from services.task_executor.devices.torch_import import import_torch
 from services.task_executor.flowserve.engine_process import EngineProcess, ParentLost
 from services.task_executor.flowserve.ring import Ring
@@ -20,10 +21,10 @@ def main() -> int:
     arguments = _parse_arguments()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    logging.basicConfig(
-        level=arguments.log_level.upper(),
-        format="%(asctime)s %(levelname)-7s flowserve %(name)s: %(message)s",
+    logs.configure_logging(
+        "engine", arguments.id, level=arguments.log_level, log_format=arguments.log_format
     )
+    logs.say_always(pid=os.getpid())
     process = EngineProcess(Ring.open(arguments.inbox), Ring.open(arguments.outbox))
     try:
         if arguments.preload:
@@ -44,6 +45,8 @@ def _parse_arguments() -> argparse.Namespace:
         "--preload", choices=["torch"], help="import this before the first model is known"
     )
     parser.add_argument("--log-level", default="info", help="debug, info, warning or error")
+    parser.add_argument("--log-format", choices=["json", "text"], default="json")
+    parser.add_argument("--id", default="engine", help="the task executor that the engine is of")
     return parser.parse_args()
 
 

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 
+from deepflow import logs
 from deepflow.core.encoder_spec import is_encoder_folder
 from services.task_executor.flowserve.embedding.build import build_embedding_master
 from services.task_executor.flowserve.embedding.master import EmbeddingMaster
@@ -107,6 +108,7 @@ class EngineProcess:
             return LoadFailed(
                 load.deployment, f"the engine holds {self._load.deployment}: unload it first"
             )
+        logs.say_always(deployment=load.deployment)
         try:
             if self._master is None:
                 self._master = self._build_master(load)
@@ -114,6 +116,7 @@ class EngineProcess:
             # Where the model or the machine is at fault, the words say it all.
             trace = None if isinstance(error, ValueError) else error
             log.error("cannot load %s: %s", load.deployment, error, exc_info=trace)
+            logs.say_always(deployment="")
             return LoadFailed(load.deployment, str(error) or type(error).__name__)
         self._load = load
         config = self._master.config
@@ -127,6 +130,8 @@ class EngineProcess:
             dtype=config.dtype,
             weight_bytes=config.weight_bytes,
             kv_bytes=config.kv_bytes,
+            model_revision=config.model_revision,
+            kv_layout=config.kv_layout,
         )
 
     def _build_master(self, load: Load) -> Master | EmbeddingMaster:
@@ -139,6 +144,7 @@ class EngineProcess:
         return Master(built.config, built.executor, grammars=built.grammars, step_clock=self._clock)
 
     def _drop_model(self) -> None:
+        logs.say_always(deployment="")
         master, self._master, self._load = self._master, None, None
         if master is not None and (output := master.close()):
             self._publish(output)

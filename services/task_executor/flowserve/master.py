@@ -4,6 +4,8 @@ import logging
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from deepflow.core.sampling import Grammar
 from services.task_executor.flowserve.config import EngineConfig
 from services.task_executor.flowserve.executor.base import Executor
@@ -139,6 +141,8 @@ class Master:
         if output is not None and self._grammars is not None:
             for finished in output.finished:
                 self._grammars.unpin(finished.handle)
+            if timings := self._grammars.take_timings():
+                output = msgspec.structs.replace(output, grammars=timings)
         return output
 
     def _run(self, plan: StepPlan) -> None:

@@ -63,6 +63,9 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     dtype: str = ""
     weight_bytes: int = 0
     kv_bytes: int = 0
+    # With block_size and dtype: what the identities of its blocks begin from.
+    model_revision: str = ""
+    kv_layout: str = ""
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
@@ -137,6 +140,20 @@ class Embedding(msgspec.Struct, frozen=True, array_like=True):
     values: bytes  # little-endian fp32
 
 
+class Started(msgspec.Struct, frozen=True, array_like=True):
+    """A sequence left the queue: this step was the first to compute some of it."""
+
+    handle: int
+    cached_tokens: int  # of its prompt, what need not be computed
+
+
+class GrammarDone(msgspec.Struct, frozen=True, array_like=True):
+    """A grammar was compiled, or could not be."""
+
+    seconds: float
+    is_good: bool
+
+
 class StepOutput(msgspec.Struct, frozen=True, tag="step"):
     """What one step produced, as columns; at most one token a sequence."""
 
@@ -155,6 +172,9 @@ class StepOutput(msgspec.Struct, frozen=True, tag="step"):
     tops: TopLogprobs | None = None
     prompt_logprobs: list[PromptLogprobs] = []  # each before its sequence's first token
     embeddings: list[Embedding] = []  # each before the end of its sequence
+    started: list[Started] = []
+    preemptions: int = 0  # sequences that went back to the queue
+    grammars: list[GrammarDone] = []
 
 
 FromEngine = Progress | Loaded | LoadFailed | Unloaded | StepOutput

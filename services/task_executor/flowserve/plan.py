@@ -54,14 +54,17 @@ class StepResult:
     logprobs: list[float]
     failures: dict[int, str] = field(default_factory=dict)  # row -> why; its neighbours went on
     seconds: float = 0.0
+    blamed_rows: set[int] = field(default_factory=set)  # of those, whose request was at fault
     # Rows whose grammar allows nothing after the token just drawn: the answer is complete.
     completed_rows: list[int] = field(default_factory=list)
     tops: TopLogprobs | None = None  # positions count the tokens of this result
     prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)  # `handle` holds the row
 
-    def fail(self, failures: dict[int, str]) -> None:
+    def fail(self, failures: dict[int, str], *, is_their_own: bool = False) -> None:
         """These rows drew a token that does not count after all."""
         self.failures |= failures
+        if is_their_own:
+            self.blamed_rows |= failures.keys()
         self.drop(failures)
 
     def drop(self, rows: Container[int]) -> None:

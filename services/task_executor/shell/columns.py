@@ -6,6 +6,7 @@ from deepflow.errors import DeepFlowError, Internal, InvalidRequest, Unavailable
 from deepflow.v1 import tasks_pb2
 from deepflow.v1 import types_pb2 as types
 from services.task_executor.flowserve.messages import Finished, PromptLogprobs, TopLogprobs
+from services.task_executor.shell.running_task import Beginning
 
 RETRY_SECONDS = 1.0
 # Scores of prompt tokens in one batch; each takes up to ten bytes of a message.
@@ -31,6 +32,7 @@ class Columns:
         "handles",
         "logprobs",
         "prompt_logprobs",
+        "started",
         "token_ids",
         "tops",
     )
@@ -45,6 +47,7 @@ class Columns:
         self.embeddings: list[tasks_pb2.TaskEmbedding] = []
         self.tops = TopLogprobs([], [], [], [])
         self.prompt_logprobs: list[tasks_pb2.PromptLogprobs] = []
+        self.started: list[tasks_pb2.TaskStarted] = []
         self.engine_step = 0
 
     def __bool__(self) -> bool:
@@ -88,6 +91,17 @@ class Columns:
     def add_embedding(self, handle: int, values: bytes) -> None:
         """Before the end of its task."""
         self.embeddings.append(tasks_pb2.TaskEmbedding(handle=handle, values=values))
+
+    def add_started(self, handle: int, beginning: Beginning) -> None:
+        """Before its first token."""
+        self.started.append(
+            tasks_pb2.TaskStarted(
+                handle=handle,
+                queued_milliseconds=beginning.queued_seconds * 1000,
+                prefill_milliseconds=beginning.prefill_seconds * 1000,
+                cached_tokens=beginning.cached_tokens,
+            )
+        )
 
     def add_finished(self, handle: int, end: Finished) -> None:
         self.finished.append(
@@ -134,6 +148,7 @@ class Columns:
             top_logprobs=self.tops.logprobs,
             prompt_logprobs=self.prompt_logprobs,
             embeddings=self.embeddings,
+            started=self.started,
         )
         self.__init__()  # type: ignore[misc]  # fresh lists: the batch copied the old ones
         return batch

@@ -32,7 +32,7 @@ from services.task_executor.flowserve.ring import (
     decode_from_engine,
     encode,
 )
-from services.task_executor.shell.hang import is_hung
+from services.task_executor.shell.hang import Suspension, is_hung, is_stopped
 
 log = logging.getLogger(__name__)
 
@@ -171,6 +171,8 @@ class EngineProcess:
         command = [sys.executable, "-m", "services.task_executor.flowserve"]
         for option, ring in (("--inbox", link.to_engine), ("--outbox", link.from_engine)):
             command += [option, ",".join(str(fd) for fd in ring.fds)]
+        command += ["--id", self._config.id or "engine"]
+        command += ["--log-level", self._config.log_level, "--log-format", self._config.log_format]
         if self._config.preload:
             command += ["--preload", self._config.preload]
         process = await asyncio.create_subprocess_exec(
@@ -183,8 +185,13 @@ class EngineProcess:
         return process
 
     async def _kill_when_hung(self, process: Process, link: "_Link") -> None:
+        suspension, stopped_max = Suspension(), self._config.suspended_seconds
         while True:
             await asyncio.sleep(WATCH_SECONDS)
+            if suspension.seconds(is_stopped(process.pid), clock.monotonic()) > stopped_max:
+                log.error("the engine was stopped by a signal for too long and is killed")
+                process.kill()
+                return
             if not self.is_busy():
                 self._quiet_since = clock.monotonic()
             if is_hung(

@@ -1,4 +1,6 @@
-"""When an engine hangs: seen by the shell, never by the engine itself. Pure."""
+"""When an engine hangs: seen by the shell, never by the engine itself."""
+
+from pathlib import Path
 
 from services.task_executor.flowserve.step_clock import StepInProgress
 
@@ -19,3 +21,28 @@ def is_hung(
         return now - quiet_since > floor_seconds
     allowed = max(floor_seconds, factor * running.predicted_seconds)
     return now - running.started_seconds > allowed
+
+
+class Suspension:
+    """How long a process has been stopped by a signal. Times are passed in."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def seconds(self, is_stopped: bool, now: float) -> float:
+        if not is_stopped:
+            self._since = None
+            return 0.0
+        if self._since is None:
+            self._since = now
+        return now - self._since
+
+
+def is_stopped(pid: int) -> bool:
+    """By the kernel's word, so that slow is never taken for stopped; False where it has none."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return False
+    # The name before it may hold anything, brackets too.
+    return status.rpartition(")")[2].split()[:1] == ["T"]

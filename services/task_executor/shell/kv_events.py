@@ -5,11 +5,12 @@ sees the gap, in the next event or in the heartbeat's last_kv_seq, and asks for 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from deepflow.bus import Bus
-from deepflow.v1 import events_pb2
+from deepflow.v1 import cache_pb2, events_pb2
 from services.task_executor.flowserve.messages import KvChange
+from services.task_executor.shell.kv_index import KvIndex, chunks
 from services.task_executor.shell.translate import to_kv_event
 
 KV_SUBJECT = "deepflow.kv"
@@ -27,7 +28,8 @@ class KvEventPublisher:
         self._pending: list[events_pb2.KvEvent] = []
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self.last_seq = 0
+        self.index = KvIndex()
+        self.last_seq = 0  # of the last event that the index contains
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._publish())
@@ -39,11 +41,24 @@ class KvEventPublisher:
         """The engine lost every block: it died or changed its model."""
         self._append([events_pb2.KvEvent(cleared=True)])
 
+    def read_index(self, blocks_max: int) -> Iterator[cache_pb2.KvIndexChunk]:
+        """The index as it is at the first chunk, in chunks of at most so many blocks."""
+        yield from chunks(
+            self.index.copy(),
+            incarnation=self._incarnation,
+            seq=self.last_seq,
+            blocks_max=blocks_max,
+        )
+
     async def close(self) -> None:
         if self._task is not None:
             self._task.cancel()
 
     def _append(self, events: list[events_pb2.KvEvent]) -> None:
+        if not events:
+            return
+        for event in events:
+            self.index.apply(event)
         self._pending += events
         self.last_seq += len(events)
         del self._pending[:-PENDING_EVENTS_MAX]  # the oldest go first; their numbers tell

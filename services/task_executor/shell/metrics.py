@@ -1,12 +1,14 @@
 """The task executor's Prometheus metrics, read from the meter when they are scraped."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from services.task_executor.shell.load import LoadMeter
+
+PREFIX = "deepflow_task_executor_"
 
 
 class ShellMetrics(Collector):
@@ -21,25 +23,76 @@ class ShellMetrics(Collector):
         self._registry.unregister(self)
 
     def collect(self) -> Iterable[Metric]:
+        yield from self._counters()
+        yield from self._gauges()
+        yield from self._times()
+
+    def _counters(self) -> Iterable[Metric]:
         meter = self._meter
-        yield CounterMetricFamily(
-            "deepflow_te_tokens", "Tokens the engine has generated.", value=meter.tokens
+        for name, value, documentation in (
+            ("tokens", meter.tokens, "Tokens the engine has generated."),
+            ("embeddings", meter.embeddings, "Vectors the engine has made."),
+            ("steps", meter.steps, "Steps the engine has run."),
+            ("preemptions", meter.preemptions, "Sequences sent back to the queue for room."),
+            ("prompt_tokens", meter.prompt_tokens, "Tokens of the prompts of ended tasks."),
+            (
+                "cached_prompt_tokens",
+                meter.cached_prompt_tokens,
+                "Of those, the ones that the prefix cache held.",
+            ),
+            ("engine_restarts", meter.engines_lost, "Engines that were lost and replaced."),
+        ):
+            yield CounterMetricFamily(PREFIX + name, documentation, value=value)
+        yield _by_label(
+            "tasks_ended",
+            "Tasks that ended: stop, length, cancelled, error (the engine's), invalid"
+            " (the request's) or busy.",
+            "reason",
+            meter.ended,
         )
-        yield CounterMetricFamily(
-            "deepflow_te_embeddings", "Vectors the engine has made.", value=meter.embeddings
+        yield _by_label(
+            "grammars",
+            "Grammars that were compiled or refused; one that is known is not compiled again.",
+            "outcome",
+            meter.grammars,
         )
-        yield CounterMetricFamily(
-            "deepflow_te_steps", "Steps the engine has run.", value=meter.steps
+
+    def _gauges(self) -> Iterable[Metric]:
+        meter = self._meter
+        for name, value, documentation in (
+            ("sequences_running", meter.running, "Sequences in the batch."),
+            ("sequences_waiting", meter.waiting, "Sequences in the queue."),
+            ("kv_blocks", meter.total_blocks, "KV blocks of the model, used or free."),
+            ("kv_blocks_free", meter.free_blocks, "KV blocks without an owner."),
+        ):
+            yield GaugeMetricFamily(PREFIX + name, documentation, value=value)
+        held = GaugeMetricFamily(
+            PREFIX + "deployment_held",
+            "1 for the deployment that is loaded.",
+            labels=["deployment"],
         )
-        yield GaugeMetricFamily(
-            "deepflow_te_sequences_running", "Sequences in the batch.", value=meter.running
+        if meter.deployment:
+            held.add_metric([meter.deployment], 1)
+        yield held
+
+    def _times(self) -> Iterable[Metric]:
+        meter = self._meter
+        yield meter.step_times.family(PREFIX + "step_seconds", "Length of the engine's steps.")
+        yield meter.queue_times.family(
+            PREFIX + "queue_seconds", "From a task's submission until a step took it up."
         )
-        yield GaugeMetricFamily(
-            "deepflow_te_sequences_waiting", "Sequences in the queue.", value=meter.waiting
+        yield meter.prefill_times.family(
+            PREFIX + "prefill_seconds", "From there to its first token."
         )
-        yield GaugeMetricFamily(
-            "deepflow_te_kv_blocks_free", "KV blocks without an owner.", value=meter.free_blocks
+        yield meter.grammar_times.family(
+            PREFIX + "grammar_compile_seconds", "Time to prove and compile one grammar."
         )
-        yield GaugeMetricFamily(
-            "deepflow_te_step_seconds", "Length of the last engine step.", value=meter.step_seconds
-        )
+
+
+def _by_label(
+    name: str, documentation: str, label: str, values: Mapping[str, int]
+) -> CounterMetricFamily:
+    family = CounterMetricFamily(PREFIX + name, documentation, labels=[label])
+    for value, number in sorted(values.items()):
+        family.add_metric([value], number)
+    return family

@@ -1,7 +1,9 @@
 """Which model this task executor holds, and how it comes to hold it."""
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Awaitable, Callable
 
 from deepflow.errors import Conflict, DeepFlowError, InvalidRequest, Unavailable
 from deepflow.lifecycle import Lifecycle
@@ -19,8 +21,16 @@ class ModelHolder:
     """Loads and unloads through the engine; loads again by itself after an engine was lost."""
 
     def __init__(
-        self, config: TaskExecutorConfig, engine: EngineProcess, lifecycle: Lifecycle
+        self,
+        config: TaskExecutorConfig,
+        engine: EngineProcess,
+        lifecycle: Lifecycle,
+        *,
+        wait_idle: Callable[[], Awaitable[None]],
     ) -> None:
+        """`wait_idle` returns once no task is left."""
+        self._wait_idle = wait_idle
+        self._term = 0
         self._config = config
         self._engine = engine
         self._lifecycle = lifecycle
@@ -28,6 +38,7 @@ class ModelHolder:
         self._capabilities = cluster_pb2.Capabilities()
         self._member = cluster_pb2.Member()
         self._loading: asyncio.Task[cluster_pb2.Capabilities] | None = None
+        self._unloading: asyncio.Task[None] | None = None
         engine.on_lost.append(self._engine_lost)
         engine.on_progress.append(self._tell_step)
 
@@ -35,7 +46,18 @@ class ModelHolder:
         """Keep this record's deployment and capabilities true from now on."""
         self._member = member
 
-    async def load(self, deployment: cluster_pb2.Deployment) -> cluster_pb2.Capabilities:
+    def check_term(self, term: int) -> None:
+        """A leader that was replaced and has not noticed decides nothing here any more."""
+        if term < self._term:
+            raise Conflict(
+                f"term {term} is over: the cluster manager of term {self._term} leads",
+                reason="stale_term",
+            )
+        self._term = term
+
+    async def load(
+        self, deployment: cluster_pb2.Deployment, content: str = ""
+    ) -> cluster_pb2.Capabilities:
         """Hold `deployment`; the same one twice is one load. Raises what made it fail."""
         if self._lifecycle.is_draining:
             raise Unavailable("this task executor is draining")
@@ -43,24 +65,42 @@ class ModelHolder:
         if held is not None and held.name != deployment.name:
             raise Conflict(f"this task executor holds {held.name!r}; unload it first")
         if held is not None and _is_same_model(held, deployment):
+            self._member.content = content
             if self._loading is not None:
                 return await asyncio.shield(self._loading)
             return self._capabilities
         self._deployment = deployment
+        self._member.content = content
         self._loading = asyncio.create_task(self._load(deployment))
         return await asyncio.shield(self._loading)
 
-    async def unload(self, name: str) -> None:
-        """Drop the model; unknown names are fine, so that a retry is."""
+    async def unload(self, name: str, grace_seconds: float = 0.0) -> None:
+        """Drop the model once its tasks have ended; unknown names are fine, so that a retry is."""
         if self._deployment is None or self._deployment.name != name:
             return
-        self._forget()
-        await self._engine.unload()
-        self._lifecycle.to(types.LIFECYCLE_STATE_BLANK)
+        if self._unloading is None:
+            self._unloading = asyncio.create_task(self._unload(grace_seconds))
+        # It goes on where the caller is gone: half unloaded is no state to stay in.
+        await asyncio.shield(self._unloading)
+
+    async def _unload(self, grace_seconds: float) -> None:
+        try:
+            if self._loading is None:
+                # From here on every new task is refused; its job executor looks elsewhere.
+                self._lifecycle.to(types.LIFECYCLE_STATE_LOADING, "ends its tasks to unload")
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(grace_seconds):
+                        await self._wait_idle()
+            self._forget()
+            await self._engine.unload()
+            self._lifecycle.to(types.LIFECYCLE_STATE_BLANK)
+        finally:
+            self._unloading = None
 
     async def close(self) -> None:
-        if self._loading is not None:
-            self._loading.cancel()
+        for task in (self._loading, self._unloading):
+            if task is not None:
+                task.cancel()
 
     async def _load(self, deployment: cluster_pb2.Deployment) -> cluster_pb2.Capabilities:
         self._member.deployment = deployment.name
@@ -91,6 +131,7 @@ class ModelHolder:
     def _forget(self) -> None:
         self._deployment = None
         self._member.deployment = ""
+        self._member.content = ""
         self._member.ClearField("capabilities")
 
     def _engine_lost(self, error: DeepFlowError) -> None:

@@ -6,10 +6,11 @@ An engine handle carries its stream's number in its upper bits, so that no token
 import asyncio
 from collections.abc import Callable, Iterator
 
+from deepflow import clock
 from deepflow.errors import DeepFlowError, InvalidRequest
-from deepflow.telemetry import Span
 from services.task_executor.flowserve.messages import Finished, StepOutput
 from services.task_executor.shell.columns import Columns
+from services.task_executor.shell.running_task import Beginning, RunningTask
 
 _HANDLE_BITS = 32
 _HANDLE_MASK = (1 << _HANDLE_BITS) - 1
@@ -23,36 +24,30 @@ class PeerStream:
         self._on_end = on_end
         self.columns = Columns()
         self.wake = asyncio.Event()
-        self.tasks: dict[int, Span] = {}  # by the job executor's handle
+        self.tasks: dict[int, RunningTask] = {}  # by the job executor's handle
 
     def engine_handle(self, handle: int) -> int:
         return (self.number << _HANDLE_BITS) | handle
 
-    def open(self, handle: int, span: Span) -> int:
+    def open(self, handle: int, task: RunningTask) -> int:
         """Take a task in; answers the handle that the engine will know it by."""
         if handle in self.tasks:
             raise InvalidRequest(f"handle {handle} is in use on this stream", param="handle")
-        self.tasks[handle] = span
+        self.tasks[handle] = task
         return self.engine_handle(handle)
 
     def end(self, handle: int, finished: Finished) -> None:
-        span = self.tasks.pop(handle, None)
-        if span is None:
+        task = self.tasks.pop(handle, None)
+        if task is None:
             return  # refused or cancelled before
-        span.set(
-            finish_reason=finished.reason,
-            completion_tokens=finished.completion_tokens,
-            cached_tokens=finished.cached_tokens,
-        )
-        span.end()
+        task.ended(finished)
         self.columns.add_finished(handle, finished)
         self._on_end()
 
     def fail(self, handle: int, error: DeepFlowError) -> None:
-        span = self.tasks.pop(handle, None)
-        if span is not None:
-            span.fail(error.message)
-            span.end()
+        task = self.tasks.pop(handle, None)
+        if task is not None:
+            task.failed(error.message)
         self.columns.add_failure(handle, error)
         self.wake.set()
         self._on_end()
@@ -69,6 +64,8 @@ class Peers:
         self._streams: dict[int, PeerStream] = {}
         self._next_number = 0
         self._progress = asyncio.Event()
+        self._prefilling: dict[int, RunningTask] = {}  # by engine handle; no token has come yet
+        self.on_begun: list[Callable[[Beginning], None]] = []
 
     def __iter__(self) -> Iterator[PeerStream]:
         return iter(self._streams.values())
@@ -90,11 +87,13 @@ class Peers:
     def disconnect(self, stream: PeerStream) -> list[int]:
         """Forget a stream; answers the engine handles that nobody waits for any more."""
         del self._streams[stream.number]
-        for span in stream.tasks.values():
-            span.fail("the job executor went away")
-            span.end()
+        for task in stream.tasks.values():
+            task.failed("the job executor went away")
         self._progress.set()
-        return [stream.engine_handle(handle) for handle in stream.tasks]
+        abandoned = [stream.engine_handle(handle) for handle in stream.tasks]
+        for handle in abandoned:
+            self._prefilling.pop(handle, None)
+        return abandoned
 
     async def wait_idle(self) -> None:
         """Until no task is left and every stream has been handed all that it waits for."""
@@ -103,6 +102,7 @@ class Peers:
             await self._progress.wait()
 
     def fail_all(self, error: DeepFlowError) -> None:
+        self._prefilling.clear()
         for stream in self:
             stream.fail_all(error)
 
@@ -112,19 +112,42 @@ class Peers:
             if stream := self._streams.get(handle >> _HANDLE_BITS):
                 stream.columns.accepted.append(handle & _HANDLE_MASK)
                 stream.wake.set()
+        if output.started:
+            self._note_started(output)
         for report in output.prompt_logprobs:
             if stream := self._streams.get(report.handle >> _HANDLE_BITS):
                 stream.columns.add_prompt_logprobs(report.handle & _HANDLE_MASK, report)
                 stream.wake.set()
         if output.handles:
+            if self._prefilling:
+                self._note_first_tokens(output.handles)
             self._deliver_tokens(output)
         for embedding in output.embeddings:
             if stream := self._streams.get(embedding.handle >> _HANDLE_BITS):
                 stream.columns.add_embedding(embedding.handle & _HANDLE_MASK, embedding.values)
         for finished in output.finished:
+            self._prefilling.pop(finished.handle, None)
             if stream := self._streams.get(finished.handle >> _HANDLE_BITS):
                 stream.end(finished.handle & _HANDLE_MASK, finished)
                 stream.wake.set()
+
+    def _note_started(self, output: StepOutput) -> None:
+        began_at = clock.monotonic() - output.seconds
+        for started in output.started:
+            stream = self._streams.get(started.handle >> _HANDLE_BITS)
+            if stream and (task := stream.tasks.get(started.handle & _HANDLE_MASK)):
+                task.started(started.cached_tokens, began_at)
+                self._prefilling[started.handle] = task
+
+    def _note_first_tokens(self, handles: list[int]) -> None:
+        now = clock.monotonic()
+        for handle in self._prefilling.keys() & handles:
+            task = self._prefilling.pop(handle)
+            task.first_token(now)
+            if stream := self._streams.get(handle >> _HANDLE_BITS):
+                stream.columns.add_started(handle & _HANDLE_MASK, task.beginning)
+            for listener in self.on_begun:
+                listener(task.beginning)
 
     def _deliver_tokens(self, output: StepOutput) -> None:
         owned: dict[int, list[int]] = {}

@@ -21,11 +21,13 @@ class TaskExecutorServicer(TaskExecutorServiceServicer):
     async def LoadModel(
         self, request: tasks_pb2.LoadModelRequest, context: Any
     ) -> tasks_pb2.LoadModelResponse:
-        capabilities = await self._models.load(request.deployment)
+        self._models.check_term(request.term)
+        capabilities = await self._models.load(request.deployment, request.content)
         return tasks_pb2.LoadModelResponse(capabilities=capabilities)
 
     async def UnloadModel(
         self, request: tasks_pb2.UnloadModelRequest, context: Any
     ) -> tasks_pb2.UnloadModelResponse:
-        await self._models.unload(request.deployment)
+        self._models.check_term(request.term)
+        await self._models.unload(request.deployment, request.grace_seconds)
         return tasks_pb2.UnloadModelResponse()

@@ -14,6 +14,7 @@ from deepflow.v1 import tasks_pb2
 from deepflow.v1 import types_pb2 as types
 from services.task_executor.shell.engine import EngineProcess
 from services.task_executor.shell.peers import Peers, PeerStream
+from services.task_executor.shell.running_task import RunningTask
 from services.task_executor.shell.translate import to_submit
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,8 @@ class TaskStreams:
                 task_id=submit.task.id,
                 prompt_tokens=len(submit.task.prompt_token_ids),
             )
-            handle = stream.open(submit.handle, span)
+            names = {"request_id": submit.task.context.request_id, "task_id": submit.task.id}
+            handle = stream.open(submit.handle, RunningTask(span, **names))
             self._engine.submit(to_submit(handle, submit.task))
         except DeepFlowError as error:
             stream.fail(submit.handle, error)

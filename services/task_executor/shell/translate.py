@@ -87,6 +87,8 @@ def to_capabilities(
         dtype=loaded.dtype,
         weight_bytes=loaded.weight_bytes,
         kv_bytes=loaded.kv_bytes,
+        model_revision=loaded.model_revision,
+        kv_layout=loaded.kv_layout,
         step_seconds=step_seconds,
     )
 

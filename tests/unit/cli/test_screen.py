@@ -1,16 +1,21 @@
 """What `up` and `status` print."""
 
 import ast
+import io
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
 from deepflow.cli.greeting import greeting
+from deepflow.cli.models_table import deployments_table, models_table
 from deepflow.cli.reporters import JsonReporter, PlainReporter, write_line
 from deepflow.cli.status import _joined
 from deepflow.cli.status_table import age, load_words
@@ -138,3 +143,36 @@ def test_load_in_words() -> None:
     }
     assert load_words(load) == "2 running, 1 waiting, 6/10 blocks, 100 tokens/s"
     assert load_words(None) == ""
+
+
+DEPLOYMENT: dict[str, Any] = {
+    "name": "a-model",
+    "state": "ready",
+    "ready": 1,
+    "replicas": 1,
+    "device": "emulated:ascend-910b",
+    "architecture": "LlamaForCausalLM",
+    "parameters": 1_235_814_400,
+    "weight_bytes": 5 << 30,
+    "dtype": "float32",
+    "kv_bytes": 1 << 30,
+    "max_tokens": 16368,
+    "context_length": 131072,
+    "source": "/home/somebody/models/Llama-3.2-1B-Instruct",
+}
+
+
+@pytest.mark.parametrize("width", [72, 80, 200])
+@pytest.mark.parametrize("table", [models_table, deployments_table])
+def test_no_terminal_is_too_narrow_for_what_is_served(
+    table: Callable[[list[dict[str, Any]]], Table], width: int
+) -> None:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(table([DEPLOYMENT]))
+    text = console.export_text()
+    assert "…" not in text and max(map(len, text.splitlines())) <= width
+    words = " ".join(text.split())
+    for shown in ("ready", "1/1", "LlamaForCausalLM,", "1.24 B", "5.00 GiB", "float32,", "16368"):
+        assert shown in words
+    if table is models_table:
+        assert DEPLOYMENT["source"] in text.replace("\n", "").replace(" ", "")

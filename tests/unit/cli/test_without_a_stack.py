@@ -52,6 +52,21 @@ def test_chat_wants_a_web_address() -> None:
     assert "http://" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "choices"),
+    [
+        ("--dtype", "float17", "on cpu are float32, bfloat16"),
+        ("--device", "tpu", "are cpu, emulated:zero"),
+        ("--shape", "cube", "are llama-100m"),
+        ("--peer", "nobody", "are vllm-cpu"),
+    ],
+)
+def test_a_benchmark_names_its_choices_at_once(option: str, value: str, choices: str) -> None:
+    result = deepflow("bench", "engine", option, value)
+    assert result.exit_code == 2
+    assert f"{option} {value}" in result.stderr and choices in result.stderr
+
+
 def test_version_names_everything() -> None:
     versions = json.loads(deepflow("version", "--json").stdout)
     assert versions["deepflow"]

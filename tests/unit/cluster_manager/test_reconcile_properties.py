@@ -86,9 +86,11 @@ def _members(draw: st.DrawFn, name: str, kind: int) -> tuple[MemberState, Assign
 
 
 @settings(max_examples=150, deadline=None)
-@given(cluster=clusters(), loads_to_fail=st.integers(0, 4))
-def test_it_comes_to_rest_at_the_desired_state(cluster: ClusterState, loads_to_fail: int) -> None:
-    world = World(cluster, loads_to_fail=loads_to_fail)
+@given(cluster=clusters(), loads_to_fail=st.integers(0, 4), is_under_load=st.booleans())
+def test_it_comes_to_rest_at_the_desired_state(
+    cluster: ClusterState, loads_to_fail: int, is_under_load: bool
+) -> None:
+    world = World(cluster, loads_to_fail=loads_to_fail, is_under_load=is_under_load)
     assert world.run() == []
     for wanted in cluster.deployments.values():
         assert len(world.ready(wanted.name)) == wanted.replicas
@@ -116,6 +118,27 @@ def test_it_never_starts_more_than_needed(cluster: ClusterState, loads_to_fail: 
     assert sum(start.kind == JE for start in starts) == max(0, cluster.job_executors - je_pods)
     assert sum(start.kind == TE for start in starts) <= replicas
     assert len({start.name for start in starts}) == len(starts)
+
+
+@settings(max_examples=40, deadline=None)
+@given(replicas=st.integers(2, 4), fewer=st.integers(0, 2), loses_its_leader=st.booleans())
+def test_a_change_under_load_never_leaves_a_model_unserved(
+    replicas: int, fewer: int, loses_its_leader: bool
+) -> None:
+    demo = WantedDeployment("demo", "cpu", replicas, "a")
+    world = World(ClusterState(deployments={"demo": demo}, pods={}), is_under_load=True)
+    assert world.run() == []
+    changed = replace(demo, content="b", replicas=max(1, replicas - fewer))
+    world.state = replace(world.state, deployments={"demo": changed})
+    for step in range(60):
+        if loses_its_leader and step == 4:  # the next one knows only what members say
+            world.state = replace(world.state, assignments={}, draining={})
+        world.run(steps=1)
+        serving = set(world.ready("demo")) - set(world.state.draining)
+        assert len(serving) >= min(changed.replicas, replicas - 1)
+    assert world.run(steps=1) == []
+    held = {it.content for it in world.state.members.values() if it.deployment == "demo"}
+    assert held == {"b"} and len(world.ready("demo")) == changed.replicas
 
 
 @settings(max_examples=80, deadline=None)

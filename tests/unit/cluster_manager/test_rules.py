@@ -3,7 +3,14 @@
 from dataclasses import replace
 
 from deepflow.v1 import types_pb2 as types
-from services.cluster_manager.reconcile.actions import LoadModel, StartPod, StopPod, UnloadModel
+from services.cluster_manager.reconcile.actions import (
+    Drain,
+    LoadModel,
+    Resume,
+    StartPod,
+    StopPod,
+    UnloadModel,
+)
 from services.cluster_manager.reconcile.rules import reconcile
 from services.cluster_manager.reconcile.state import (
     Assignment,
@@ -13,7 +20,7 @@ from services.cluster_manager.reconcile.state import (
     Phase,
     Pod,
 )
-from tests.unit.cluster_manager.world import BLANK, JE, READY, TE, task_executor, wanted
+from tests.unit.cluster_manager.world import BLANK, JE, LOADING, READY, TE, task_executor, wanted
 
 NOW = 100.0
 HEARING = Hearing(0.0, NOW)
@@ -94,25 +101,68 @@ def test_a_model_that_was_forgotten_is_loaded_again() -> None:
     ]
 
 
+OUTDATED = Assignment("demo", "old", Phase.LOADED, 0.0)
+CHANGE = "is to load the changed deployment"
+
+
+def drained(state: ClusterState, *ids: str) -> ClusterState:
+    return replace(state, draining={id: NOW - 3 for id in ids})
+
+
 def test_an_outdated_model_is_replaced_once_nothing_runs_on_it() -> None:
-    loaded = Assignment("demo", "old", Phase.LOADED, 0.0)
-    state = cluster(
-        ready("te-0", in_flight=1),
-        deployments={"demo": wanted("demo")},
-        assignments={"te-0": loaded},
+    wanted_now = {"demo": wanted("demo")}
+    busy = cluster(
+        ready("te-0", in_flight=1), deployments=wanted_now, assignments={"te-0": OUTDATED}
     )
-    assert reconcile(state, NOW) == []
-    idle = cluster(
-        ready("te-0"), deployments={"demo": wanted("demo")}, assignments={"te-0": loaded}
-    )
-    assert reconcile(idle, NOW) == [UnloadModel("te-0", "demo")]
+    assert reconcile(busy, NOW) == [Drain("te-0", CHANGE)]
+    assert reconcile(drained(busy, "te-0"), NOW) == []
+    idle = cluster(ready("te-0"), deployments=wanted_now, assignments={"te-0": OUTDATED})
+    assert reconcile(drained(idle, "te-0"), NOW) == [UnloadModel("te-0", "demo")]
     # While it unloads it is still the one that will hold the new model.
     unloading = {"te-0": Assignment("demo", "", Phase.UNLOADING, NOW)}
-    assert reconcile(replace(idle, assignments=unloading), NOW) == []
+    assert reconcile(replace(drained(idle, "te-0"), assignments=unloading), NOW) == []
 
 
-def test_what_is_undeployed_is_unloaded_even_with_work_on_it() -> None:
-    assert reconcile(cluster(ready("te-0", in_flight=3)), NOW) == [UnloadModel("te-0", "demo")]
+def test_what_a_former_leader_loaded_is_known_by_its_own_word() -> None:
+    old = replace(ready("te-0"), content="old")
+    assert reconcile(cluster(old, deployments={"demo": wanted("demo")}), NOW) == [
+        Drain("te-0", CHANGE)
+    ]
+    new = replace(ready("te-0"), content="a")
+    assert reconcile(cluster(new, deployments={"demo": wanted("demo")}), NOW) == []
+
+
+def test_replicas_are_replaced_one_at_a_time() -> None:
+    state = cluster(
+        ready("te-0", in_flight=2),
+        ready("te-1", in_flight=1),
+        deployments={"demo": wanted("demo", 2)},
+        assignments={"te-0": OUTDATED, "te-1": OUTDATED},
+    )
+    assert reconcile(state, NOW) == [Drain("te-1", CHANGE)]
+    loading = {"te-0": OUTDATED, "te-1": Assignment("demo", "a", Phase.LOADING, NOW)}
+    members = {**state.members, "te-1": replace(state.members["te-1"], state=LOADING)}
+    assert reconcile(replace(state, members=members, assignments=loading), NOW) == []
+    done = {"te-0": OUTDATED, "te-1": Assignment("demo", "a", Phase.LOADED, NOW)}
+    assert reconcile(replace(state, assignments=done), NOW) == [Drain("te-0", CHANGE)]
+
+
+def test_what_is_undeployed_ends_its_work_first() -> None:
+    state = cluster(ready("te-0", in_flight=3))
+    assert reconcile(state, NOW) == [Drain("te-0", "undeployed")]
+    assert reconcile(drained(state, "te-0"), NOW) == []
+    grace_over = replace(state, draining={"te-0": NOW - 61})
+    assert reconcile(grace_over, NOW) == [UnloadModel("te-0", "demo")]
+
+
+def test_a_drain_is_believed_only_after_everybody_could_learn_of_it() -> None:
+    state = cluster(ready("te-0"))
+    just_now = replace(state, draining={"te-0": NOW - 1})
+    assert reconcile(just_now, NOW) == []
+    heard_again = replace(drained(state, "te-0"), hearing=Hearing(NOW - 1, NOW))
+    assert reconcile(heard_again, NOW) == []
+    nobody_heard = replace(state, draining={"te-0": NOW - 61}, hearing=None)
+    assert reconcile(nobody_heard, NOW) == []
 
 
 def test_only_a_surely_idle_surplus_is_stopped() -> None:
@@ -122,8 +172,19 @@ def test_only_a_surely_idle_surplus_is_stopped() -> None:
             ready("te-1", in_flight=load),
             deployments={"demo": wanted("demo")},
         )
-        assert reconcile(state, NOW) == stops
-        assert reconcile(replace(state, hearing=None), NOW) == []
+        assert reconcile(state, NOW) == [Drain("te-1", "scaled down")]
+        assert reconcile(drained(state, "te-1"), NOW) == stops
+        assert reconcile(replace(drained(state, "te-1"), hearing=None), NOW) == []
+
+
+def test_who_drains_goes_on_draining_however_the_load_moves() -> None:
+    state = cluster(ready("te-0"), ready("te-1", in_flight=5), deployments={"demo": wanted("demo")})
+    assert reconcile(drained(state, "te-1"), NOW) == []
+
+
+def test_a_member_that_is_wanted_again_gets_work_again() -> None:
+    state = drained(cluster(ready("te-0"), deployments={"demo": wanted("demo")}), "te-0")
+    assert reconcile(state, NOW) == [Resume("te-0")]
 
 
 def test_an_unconfirmed_member_is_neither_used_nor_stopped() -> None:
@@ -138,9 +199,9 @@ def test_a_surplus_pod_without_a_member_is_given_time_to_speak() -> None:
     assert reconcile(replace(young, pods={"te-0": pod("te-0")}), NOW) == [StopPod("te-0")]
 
 
-def test_surplus_job_executors_go_from_the_top_and_idle() -> None:
+def test_surplus_job_executors_go_from_the_top_once_they_are_idle() -> None:
     members = [replace(ready(f"je-{i}", ""), kind=JE, in_flight=i % 2) for i in range(4)]
-    assert reconcile(cluster(*members, job_executors=2), NOW) == [
-        StopPod("je-2"),
-        StopPod("je-0"),
-    ]
+    state = cluster(*members, job_executors=2)
+    why = "scaled down"
+    assert reconcile(state, NOW) == [Drain("je-3", why), Drain("je-2", why)]
+    assert reconcile(drained(state, "je-3", "je-2"), NOW) == [StopPod("je-2")]

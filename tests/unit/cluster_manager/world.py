@@ -5,8 +5,10 @@ from dataclasses import dataclass, field, replace
 from deepflow.v1 import types_pb2 as types
 from services.cluster_manager.reconcile.actions import (
     Action,
+    Drain,
     LoadModel,
     MarkDead,
+    Resume,
     StartPod,
     StopPod,
     UnloadModel,
@@ -45,6 +47,8 @@ class World:
     state: ClusterState
     now: float = 0.0
     loads_to_fail: int = 0
+    # Whoever serves always has work; only who drains runs out of it.
+    is_under_load: bool = False
     history: list[Action] = field(default_factory=list)
 
     def run(self, steps: int = 60, *, nats_is_up: bool = True) -> list[Action]:
@@ -55,6 +59,7 @@ class World:
             if nats_is_up:
                 self._hear()
             actions = reconcile(self.state, self.now)
+            self._check_drained(actions)
             self._live()
             for action in actions:
                 self._obey(action)
@@ -74,11 +79,28 @@ class World:
     def _hear(self) -> None:
         since = self.state.hearing.since if self.state.hearing else self.now
         members = {
-            id: replace(member, heard_at=self.now, in_flight=member.in_flight or 0)
+            id: replace(member, heard_at=self.now, in_flight=self._work_of(member))
             for id, member in self.state.members.items()
         }
         # The kv_store and others are heard too, though no rule needs them here.
         self.state = replace(self.state, members=members, hearing=Hearing(since, self.now))
+
+    def _work_of(self, member: MemberState) -> int:
+        is_serving = member.state == READY and member.id not in self.state.draining
+        return 1 if self.is_under_load and is_serving else 0
+
+    def _check_drained(self, actions: list[Action]) -> None:
+        """Nothing is taken from under running work."""
+        for action in actions:
+            if isinstance(action, StopPod):
+                member = self.state.members.get(action.name)
+            elif isinstance(action, UnloadModel):
+                member = self.state.members[action.task_executor]
+            else:
+                continue
+            if member is not None and member.state == READY:
+                assert member.in_flight == 0, action
+                assert self.now - self.state.draining[member.id] >= self.state.drain_settle
 
     def _live(self) -> None:
         """One second passes for every process."""
@@ -94,7 +116,7 @@ class World:
     def _advance(self, id: str, it: Assignment) -> None:
         member = self.state.members[id]
         if it.phase is Phase.UNLOADING:
-            self._put(replace(member, state=BLANK, deployment=""))
+            self._put(replace(member, state=BLANK, deployment="", content=""))
             self._assign(id, None)
         elif it.phase is Phase.LOADING and self.loads_to_fail:
             self.loads_to_fail -= 1
@@ -102,7 +124,8 @@ class World:
             failed = replace(it, phase=Phase.FAILED, retry_at=self.now + RETRY_SECONDS)
             self._assign(id, failed)
         elif it.phase is Phase.LOADING:
-            self._put(replace(member, state=READY, deployment=it.deployment))
+            loaded = replace(member, state=READY, deployment=it.deployment, content=it.content)
+            self._put(loaded)
             self._assign(id, replace(it, phase=Phase.LOADED, changed_at=self.now))
 
     def _obey(self, action: Action) -> None:
@@ -122,6 +145,13 @@ class World:
                 self._assign(id, Assignment(deployment, "", Phase.UNLOADING, self.now))
             case MarkDead(id):
                 self._remove(id)
+            case Drain(id):
+                assert id not in self.state.draining, f"{id} drains already"
+                draining = {**self.state.draining, id: self.now}
+                self.state = replace(self.state, draining=draining)
+            case Resume(id):
+                draining = {name: at for name, at in self.state.draining.items() if name != id}
+                self.state = replace(self.state, draining=draining)
 
     def _load(self, id: str, deployment: str) -> None:
         member = self.state.members[id]

@@ -1,3 +1,4 @@
+import socket
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,30 @@ def test_help_shows_every_setting_but_no_secret_default() -> None:
     assert all(f"DEEPFLOW_KETTLE_{name.upper()}" in text for name in KettleConfig.model_fields)
     assert "DEEPFLOW_KETTLE_CUPS [2]" in text
     assert "DEEPFLOW_KETTLE_CLUSTER_TOKEN\n" in text
+
+
+def test_an_id_may_name_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "node1.example")
+    environ = {"DEEPFLOW_KETTLE_ID": "te-{hostname}"}
+    assert load(KettleConfig, "kettle", environ=environ).id == "te-node1-example"
+
+
+@pytest.mark.parametrize("id", ["a.b", "te >", "*", "te-{host}"])
+def test_an_id_that_would_break_a_subject_is_refused(id: str) -> None:
+    with pytest.raises(ConfigError, match="letters, digits"):
+        load(KettleConfig, "kettle", environ={"DEEPFLOW_ID": id})
+
+
+@pytest.mark.parametrize(
+    ("environ", "advertised"),
+    [
+        ({"DEEPFLOW_HOST": "10.0.0.7"}, "10.0.0.7"),
+        ({"DEEPFLOW_HOST": "0.0.0.0"}, "this-machine"),
+        ({"DEEPFLOW_HOST": "0.0.0.0", "DEEPFLOW_ADVERTISE_HOST": "te.example"}, "te.example"),
+    ],
+)
+def test_peers_are_told_a_host_that_they_can_reach(
+    environ: dict[str, str], advertised: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "this-machine")
+    assert load(KettleConfig, "kettle", environ=environ).advertised_host == advertised

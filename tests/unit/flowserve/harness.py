@@ -39,6 +39,8 @@ class Harness:
         self.answers: dict[int, list[int]] = {}
         self.finished: dict[int, Finished] = {}
         self.accepted: list[int] = []
+        self.started: dict[int, int] = {}  # cached tokens by handle
+        self.preemptions = 0
         self.scored: dict[int, int] = {}  # prompt tokens with a log probability, and the first
         self.tops: dict[int, list[list[int]]] = {}
         self.preserved: set[bytes] = set()  # as told by the KV changes
@@ -83,6 +85,7 @@ class Harness:
         output = self.scheduler.take_output()
         if output is not None:
             self.accepted += output.accepted
+            self._take_started(output)
             self._take_scores(output)
             self._take_tokens(output)
             self._take_tops(output)
@@ -91,6 +94,13 @@ class Harness:
                 assert finished.handle not in self.finished, "a sequence ends twice"
                 self.finished[finished.handle] = finished
         return output
+
+    def _take_started(self, output: StepOutput) -> None:
+        self.preemptions += output.preemptions
+        for started in output.started:
+            assert started.handle not in self.started, "a sequence starts twice"
+            self.started[started.handle] = started.cached_tokens
+        assert self.started.keys() >= set(output.handles), "a token before its start"
 
     def drain(self) -> int:
         """Run until everybody has ended. The best-ranked advances in every step, so it must end."""

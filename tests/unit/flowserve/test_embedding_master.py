@@ -1,6 +1,7 @@
 """The embedding master over an executor without a model."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -78,6 +79,15 @@ def test_a_bad_request_costs_nobody_else_anything() -> None:
     (refused,) = told.finished
     assert (refused.handle, refused.reason, refused.invalid) == (1, "error", True)
     assert [it.handle for it in step(master).embeddings] == [2]
+
+
+def test_a_full_queue_is_nobodys_fault_and_worth_trying_elsewhere() -> None:
+    master = EmbeddingMaster(replace(CONFIG, max_waiting=1), Lengths())
+    for handle in (1, 2):
+        master.obey(submit(handle, 4))
+    (refused,) = step(master).finished
+    assert (refused.handle, refused.busy, refused.invalid) == (2, True, False)
+    assert "1 texts wait" in refused.message
 
 
 def test_a_text_whose_numbers_are_not_finite_fails_alone() -> None:

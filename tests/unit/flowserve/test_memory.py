@@ -163,6 +163,11 @@ def test_weights_that_do_not_fit_alone_leave_a_smaller_dtype() -> None:
     assert "what would fit: dtype bfloat16, or 145 MiB more free memory" in words
 
 
+def test_a_cache_smaller_than_a_block_is_named_as_it_was_given() -> None:
+    words = refusal(a_demand(kv_bytes=5), 100 * GIB)
+    assert words.startswith("the KV memory of 5 bytes holds 0 tokens, but the smallest cache is")
+
+
 def test_a_cache_settled_too_small_is_no_matter_of_memory() -> None:
     words = refusal(a_demand(kv_bytes=64 * MIB, max_tokens=4096), 100 * GIB)
     assert words.startswith("the KV memory of 64.0 MiB holds 1008 tokens, but 4096 tokens need")

@@ -6,8 +6,9 @@ from deepflow.core.sampling import SamplingParams
 from services.task_executor.flowserve.messages import Submit
 from services.task_executor.flowserve.plan import StepPlan, StepResult
 from services.task_executor.flowserve.rtc.cache import RelationalTensorCache
+from services.task_executor.flowserve.scheduler.answers import StepResultError
 from services.task_executor.flowserve.scheduler.policy import make_policy
-from services.task_executor.flowserve.scheduler.scheduler import Scheduler, StepResultError
+from services.task_executor.flowserve.scheduler.scheduler import Scheduler
 from tests.unit.flowserve.fingerprint_executor import EOS, POISON, VOCAB_SIZE, answer_alone
 from tests.unit.flowserve.harness import Harness, make_config
 
@@ -83,6 +84,7 @@ def test_the_youngest_is_preempted_and_still_answers_right() -> None:
     harness.drain()
     admissions = [a.row for plan in harness.executor.plans for a in plan.admitted]
     assert len(admissions) > len(prompts), "nobody was preempted"
+    assert harness.preemptions == len(admissions) - len(prompts)
     assert list(harness.finished) == sorted(harness.finished), "the eldest is never preempted"
     for handle, prompt in enumerate(prompts):
         assert harness.answers[handle] == answer_alone(prompt, 30, ignore_eos=True)
@@ -130,6 +132,7 @@ def test_cached_tokens_are_reported_and_not_computed_again() -> None:
     assert harness.finished[first].cached_tokens == 0
     assert harness.finished[second].cached_tokens == 16
     assert harness.finished[other_tenant].cached_tokens == 0
+    assert harness.started == {first: 0, second: 16, other_tenant: 0}
 
 
 def test_blocks_can_be_matched_only_once_their_step_is_applied() -> None:

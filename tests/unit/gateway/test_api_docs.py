@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from deepflow import errors
+from services.gateway.config import GatewayConfig
 from services.gateway.http.app import METHOD_NOT_ALLOWED
+from services.gateway.schema import limits
 from services.gateway.schema.docs import docs_page
 from services.gateway.schema.openapi import openapi_document
 from services.gateway.schema.tables import PAGE, TABLES, sections, shape_word, with_tables
@@ -88,3 +90,20 @@ def test_every_row_says_the_status_and_type_of_its_kind() -> None:
         kind = KINDS[kind_name]
         assert word == kind.openai_type, code
         assert status == OWN_STATUS.get(code, kind.http_status), code
+
+
+def test_the_limits_on_the_page_are_those_of_the_code() -> None:
+    text = PAGE.read_text("utf-8").partition("## Limits\n")[2].partition("\n## ")[0]
+    listed = re.findall(r"^\| (.+) \| (\d+) \| (?:`(\w+)` )?\|", text, re.MULTILINE)
+    settings = {name: int(value) for _, value, name in listed if name}
+    defaults = {name: GatewayConfig.model_fields[name].default for name in settings}
+    assert settings == defaults and len(settings) == 11
+    fixed = {
+        "`logprobs`, `top_logprobs`, `prompt_logprobs`": limits.LOGPROBS_MAX,
+        "ids in `logit_bias`": limits.LOGIT_BIAS_MAX,
+        "`stop_token_ids`": limits.STOP_TOKEN_IDS_MAX,
+        "`tools`": limits.TOOLS_MAX,
+        "`tool_calls` of a message": limits.CALLS_MAX,
+        "`guided_choice`": limits.GRAMMAR_CHOICES_MAX,
+    }
+    assert {name: int(value) for name, value, setting in listed if not setting} == fixed

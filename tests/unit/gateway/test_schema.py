@@ -251,7 +251,8 @@ def test_token_ids_are_checked_against_the_vocabulary() -> None:
     check_token_ids(completion(prompt=[0, 99]).work, 100)  # type: ignore[arg-type]
     for prompt, param in (([0, 100], "prompt[1]"), ([[1], [2, 100]], "prompt[1][1]")):
         work = completion(prompt=prompt).work
-        assert refusal(check_token_ids, prompts=work, vocab_size=100).param == param
+        refused = refusal(check_token_ids, prompts=work, vocab_size=100)
+        assert (refused.param, refused.reason) == (param, "token_id_out_of_range")
 
 
 def test_docs_and_openapi_name_every_field() -> None:

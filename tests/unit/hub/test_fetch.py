@@ -233,6 +233,35 @@ def test_a_hub_that_only_ever_cuts_is_given_up(here: Here, monkeypatch: pytest.M
     assert pauses == [0.5, 1.0, 2.0, 4.0]
 
 
+def test_a_hub_that_begins_anew_and_cuts_here_and_there_is_given_up(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here.hub.ignores_ranges = True
+    monkeypatch.setattr(here.hub, "cuts", HereAndThere())
+    (here.root / "acme/tiny" / COMMIT).mkdir(parents=True)
+    weights = next(f for f in _listed(here.hub) if f.path == "model.safetensors")
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        assert len(pauses) < 10, "it never ends"
+
+    with HubClient(HubSettings(here.hub.url)) as client, pytest.raises(Offline):
+        target = here.part.with_name("model.safetensors")
+        FileDownload(client, TINY, COMMIT, weights, target, pause=pause).run(lambda _: None)
+    assert pauses == [0.5, 1.0, 2.0, 4.0]
+
+
+class HereAndThere(dict[str, int]):
+    def __init__(self) -> None:
+        super().__init__()
+        self._count = 0
+
+    def pop(self, *_: object) -> int:
+        self._count += 1
+        return 2_500_000 if self._count % 2 else 1_500_000
+
+
 class AlwaysZero(dict[str, int]):
     def pop(self, *_: object) -> int:
         return 0

@@ -108,6 +108,23 @@ def test_what_a_template_must_not_do_is_refused(source: str) -> None:
     assert caught.value.param == "messages"
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ' ' * width }}",
+        "{{ width * [bos_token] }}",
+        "{{ 2 ** width }}",
+        "{{ width ** width }}",
+        "{{ (width ** 9) ** 9 ** 9 }}",
+    ],
+)
+def test_a_clients_number_makes_no_gigabytes(source: str) -> None:
+    template = ChatTemplate(source, {"bos_token": "<bos>"})
+    with pytest.raises(InvalidRequest, match="becomes too"):
+        template.render(HI, None, {"width": 10**12})
+    assert template.render(HI, None, {"width": 0 if "9" in source else 3})
+
+
 def test_a_template_for_tools_is_taken_where_there_are_tools(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
@@ -226,3 +243,22 @@ def test_prompts_are_those_that_transformers_makes(
             ChatTemplate(source, tokens).render(messages, tools, arguments)
     else:
         assert ChatTemplate(source, tokens).render(messages, tools, arguments) == expected
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages | dictsort }}",  # an AttributeError
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+    ],
+)
+def test_whatever_a_template_ends_in_is_a_refusal(source: str) -> None:
+    with pytest.raises(InvalidRequest, match="template refuses") as refused:
+        render(source)
+    assert refused.value.reason == "chat_template_error"
+
+
+def test_a_template_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe{{ messages }}")
+    with pytest.raises(ModelFolderError, match=r"chat_template\.jinja: not valid UTF-8"):
+        read_chat_template(tmp_path)

@@ -195,6 +195,7 @@ def test_a_prompt_that_no_message_can_carry_replaces_the_end(
 
 def test_a_task_placed_anew_tells_its_prompt_anew(job: FakeJob) -> None:
     class Link:
+        id = "te-0"
         incarnation = 1
 
         def submit(self, task: tasks_pb2.Task, owner: Any) -> int:

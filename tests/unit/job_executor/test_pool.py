@@ -17,8 +17,8 @@ def spin() -> None:
 async def test_work_that_takes_too_long_is_interrupted_and_frees_its_thread() -> None:
     pool = WorkPool(threads=1, queue_max=4, seconds_max=0.1)
     with pytest.raises(InvalidRequest) as caught:
-        await pool.run(spin)
-    assert caught.value.reason == "prompt_timeout"
+        await pool.run(spin, param="messages")
+    assert (caught.value.reason, caught.value.param) == ("prompt_timeout", "messages")
     assert await pool.run(lambda: 42) == 42
     assert pool.num_pending == 0
     pool.close()

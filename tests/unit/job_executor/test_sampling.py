@@ -16,6 +16,7 @@ from services.job_executor.jobs.sampling import (
     USUAL,
     check,
     check_prompt_logprobs,
+    check_scores,
     complete,
     ending_ids,
     max_tokens_of,
@@ -126,3 +127,13 @@ def test_the_end_of_text_ends_an_answer_unless_it_is_ignored() -> None:
     facts = cluster_pb2.ModelFacts(eos_token_ids=[1, 2])
     assert ending_ids(types.SamplingParams(stop_token_ids=[5]), facts) == {1, 2, 5}
     assert ending_ids(types.SamplingParams(stop_token_ids=[5], ignore_eos=True), facts) == {5}
+
+
+@pytest.mark.parametrize("name", ["logprobs", "prompt_logprobs"])
+def test_a_device_without_logits_refuses_their_fields_by_name(name: str) -> None:
+    sampling = types.SamplingParams(**{name: 0})  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="emulated:zero computes no") as refused:
+        check_scores(sampling, "emulated:zero")
+    assert (refused.value.param, refused.value.reason) == (name, "unsupported_field")
+    check_scores(sampling, "cpu")
+    check_scores(types.SamplingParams(), "emulated:zero")

@@ -28,6 +28,9 @@ def test_ports_are_kept_while_they_are_free(data: DataDir) -> None:
     first = data.choose_ports()
     assert len(set(vars_of(first))) == len(vars_of(first))
     assert data.choose_ports() == first
+    more = data.choose_ports(3)
+    assert len({*more.standbys, more.nats, more.cluster_manager}) == 6
+    assert data.choose_ports(2).standbys == more.standbys[:2]
 
 
 def vars_of(ports: object) -> list[int]:

@@ -12,7 +12,7 @@ from services.job_executor.config import JobExecutorConfig
 from services.kv_store.config import KvStoreConfig
 
 SECRETS = Secrets("token", "nats-secret", "redis-secret")
-PORTS = Ports(1001, 1002, 1003, 1004, 1005, 1006)
+PORTS = Ports(1001, 1002, 1003, 1004, 1005, 1006, (1007, 1008))
 
 
 def _stack(tmp_path: Path, options: StackOptions | None = None, **inherited: str) -> Stack:
@@ -22,7 +22,7 @@ def _stack(tmp_path: Path, options: StackOptions | None = None, **inherited: str
 def test_every_service_reads_what_it_is_told(tmp_path: Path) -> None:
     stack = _stack(tmp_path, StackOptions(port=9000, gateways=2, job_executors=3))
     manager = config.load(
-        ClusterManagerConfig, "cluster_manager", environ=stack.cluster_manager().environment
+        ClusterManagerConfig, "cluster_manager", environ=stack.cluster_managers()[0].environment
     )
     assert (manager.port, manager.health_port, manager.job_executors) == (1005, 1006, 3)
     assert (manager.driver, manager.supervisor_socket) == ("local", str(stack.data.socket))
@@ -44,12 +44,19 @@ def test_every_service_reads_what_it_is_told(tmp_path: Path) -> None:
         assert settings.nats_url == "nats://127.0.0.1:1001"
         assert (settings.nats_user, settings.nats_password) == ("deepflow", "nats-secret")
         assert settings.kv_store_address == "127.0.0.1:1003"
-        assert settings.cluster_manager_address == "127.0.0.1:1005"
+        assert settings.cluster_manager_address == "127.0.0.1:1005,127.0.0.1:1007"
+
+
+def test_a_standby_has_a_name_and_ports_of_its_own(tmp_path: Path) -> None:
+    _, standby = _stack(tmp_path).cluster_managers()
+    settings = config.load(ClusterManagerConfig, "cluster_manager", environ=standby.environment)
+    assert standby.name == settings.id == "cluster-manager-1"
+    assert (settings.port, settings.health_port) == (1007, 1008)
 
 
 def test_the_token_of_a_hub_stays_with_the_command(tmp_path: Path) -> None:
     stack = _stack(tmp_path, HF_TOKEN="secret", HF_ENDPOINT="http://hub")
-    specs = (stack.embedded("nats", ("nats-server",)), *stack.gateways(), stack.cluster_manager())
+    specs = (stack.embedded("nats", ("nats-server",)), *stack.gateways(), *stack.cluster_managers())
     for spec in specs:
         assert "secret" not in spec.environment.values()
 
@@ -57,7 +64,7 @@ def test_the_token_of_a_hub_stays_with_the_command(tmp_path: Path) -> None:
 def test_no_service_is_told_what_it_does_not_know(tmp_path: Path) -> None:
     stack = _stack(tmp_path)
     for kind, spec in (
-        (ClusterManagerConfig, stack.cluster_manager()),
+        (ClusterManagerConfig, stack.cluster_managers()[0]),
         (KvStoreConfig, stack.kv_store(initialise=False)),
         (GatewayConfig, stack.gateways()[0]),
         (JobExecutorConfig, stack.service("job_executor", "je-0", {"jobs_max": 5})),
@@ -84,7 +91,7 @@ def test_no_secret_is_on_a_command_line_or_told_to_redis(tmp_path: Path) -> None
     stack = _stack(tmp_path, DEEPFLOW_CLUSTER_TOKEN="from outside")
     redis = stack.embedded("redis", ("redis-server", "redis.conf"))
     assert not [name for name in redis.environment if name.startswith("DEEPFLOW_")]
-    for spec in (redis, stack.cluster_manager(), *stack.gateways()):
+    for spec in (redis, stack.cluster_managers()[0], *stack.gateways()):
         assert not set(spec.command) & {"token", "nats-secret", "redis-secret"}
 
 

@@ -8,11 +8,13 @@ from deepflow.v1 import types_pb2 as types
 from services.task_executor.flowserve.messages import (
     Finished,
     PromptLogprobs,
+    Started,
     StepOutput,
     TopLogprobs,
 )
 from services.task_executor.shell import columns
 from services.task_executor.shell.peers import Peers, PeerStream
+from services.task_executor.shell.running_task import Beginning, RunningTask
 
 TRACING = Tracing("test")
 
@@ -25,10 +27,12 @@ def output(
     step: int = 1,
     tops: TopLogprobs | None = None,
     prompt_logprobs: list[PromptLogprobs] | None = None,
+    started: list[Started] | None = None,
+    seconds: float = 0.0,
 ) -> StepOutput:
     return StepOutput(
         step=step,
-        seconds=0.0,
+        seconds=seconds,
         accepted=accepted or [],
         handles=handles,
         first_indexes=list(range(len(handles))),
@@ -41,11 +45,12 @@ def output(
         free_blocks=1,
         tops=tops,
         prompt_logprobs=prompt_logprobs or [],
+        started=started or [],
     )
 
 
 def opened(stream: PeerStream, handle: int) -> int:
-    return stream.open(handle, TRACING.start("task"))
+    return stream.open(handle, RunningTask(TRACING.start("task")))
 
 
 def test_one_stream_gets_its_columns_in_order() -> None:
@@ -184,3 +189,36 @@ def test_many_scores_are_cut_into_batches_and_tokens_wait_for_them(
     assert [list(b.accepted_handles) for b in batches] == [[1], [], []]
     assert [len(b.token_ids) for b in batches] == [0, 0, 1]
     assert [len(b.finished) for b in batches] == [0, 0, 1]
+
+
+def test_a_beginning_is_told_once_with_the_first_token() -> None:
+    peers = Peers()
+    begun: list[Beginning] = []
+    peers.on_begun.append(begun.append)
+    stream = peers.connect()
+    slow, quick = opened(stream, 1), opened(stream, 2)
+    peers.deliver(output([], started=[Started(slow, 32)]))  # a chunk of its prompt
+    assert not begun and not stream.columns
+    peers.deliver(output([quick, slow], started=[Started(quick, 0)], seconds=0.01))
+    batch = stream.columns.take(0)
+    told = {it.handle: it for it in batch.started}
+    assert {handle: it.cached_tokens for handle, it in told.items()} == {1: 32, 2: 0}
+    # One that starts and draws within one step spent that step on its prompt.
+    assert told[2].prefill_milliseconds >= 10
+    assert len(begun) == 2
+    peers.deliver(output([quick, slow], step=2))
+    assert not stream.columns.take(0).started and len(begun) == 2
+
+
+def test_whoever_ends_before_its_first_token_has_no_beginning() -> None:
+    peers = Peers()
+    begun: list[Beginning] = []
+    peers.on_begun.append(begun.append)
+    ended, lost, left = peers.connect(), peers.connect(), peers.connect()
+    handles = [opened(stream, 1) for stream in (ended, lost, left)]
+    peers.deliver(output([], started=[Started(handle, 0) for handle in handles]))
+    peers.deliver(output([], finished=[Finished(handles[0], "cancelled", 4, 0, 0)]))
+    peers.disconnect(left)
+    peers.fail_all(Unavailable("the engine was lost"))
+    peers.deliver(output(handles, step=2))
+    assert not begun

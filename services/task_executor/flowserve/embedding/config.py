@@ -1,6 +1,7 @@
 """Every number the embedding engine's decisions rest on, fixed once the model is known."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from deepflow.core.encoder_spec import EncoderSpec
 
@@ -27,6 +28,8 @@ class EmbeddingConfig:
     kv_bytes: int = 0
     block_size: int = 0  # no KV is held
     kv_blocks: int = 0
+    model_revision: str = ""
+    kv_layout: str = ""
 
 
 def read_config(given: dict[str, int], spec: EncoderSpec, *, dtype: str) -> EmbeddingConfig:
@@ -45,14 +48,14 @@ def read_config(given: dict[str, int], spec: EncoderSpec, *, dtype: str) -> Embe
         )
     fit = max(1, STEP_BYTES_MAX // (VALUE_BYTES * spec.embedding_size))
     own = {field.name for field in fields(EmbeddingConfig)} - set(_KV_SETTINGS)
-    settings = {key: value for key, value in given.items() if key in own}
+    settings: dict[str, Any] = {key: value for key, value in given.items() if key in own}
     wanted = settings.pop("max_sequences", MAX_SEQUENCES_DEFAULT)
-    settings = {"max_tokens": spec.context_length} | settings
-    return EmbeddingConfig(
+    usual = EmbeddingConfig(
         vocab_size=spec.vocab_size,
         embedding_size=spec.embedding_size,
+        max_tokens=spec.context_length,
         max_sequences=min(wanted, fit),
         dtype=dtype,
         weight_bytes=spec.parameters * VALUE_BYTES,
-        **settings,
     )
+    return replace(usual, **settings)

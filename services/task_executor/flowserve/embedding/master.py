@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from services.task_executor.flowserve.embedding.config import EmbeddingConfig
-from services.task_executor.flowserve.embedding.queue import EmbeddingQueue, Waiting
+from services.task_executor.flowserve.embedding.queue import EmbeddingQueue, Refusal, Waiting
 from services.task_executor.flowserve.messages import (
     Cancel,
     Embedding,
@@ -65,12 +65,7 @@ class EmbeddingMaster:
         if isinstance(message, Cancel):
             self._end(self._queue.cancel(message.handles), "cancelled")
         elif refusal := self._queue.submit(message):
-            num_tokens = len(message.prompt_token_ids)
-            self._finished.append(
-                Finished(
-                    message.handle, "error", num_tokens, 0, 0, refusal.message, refusal.invalid
-                )
-            )
+            self._finished.append(_refused(message, refusal))
         else:
             self._accepted.append(message.handle)
 
@@ -143,3 +138,17 @@ class EmbeddingMaster:
         )
         self._accepted, self._finished, self._embeddings = [], [], []
         return output
+
+
+def _refused(message: Submit, refusal: Refusal) -> Finished:
+    """What is no fault of the text is a lack of room: another engine may have some."""
+    return Finished(
+        handle=message.handle,
+        reason="error",
+        prompt_tokens=len(message.prompt_token_ids),
+        completion_tokens=0,
+        cached_tokens=0,
+        message=refusal.message,
+        invalid=refusal.invalid,
+        busy=not refusal.invalid,
+    )

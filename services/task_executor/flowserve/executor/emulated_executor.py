@@ -73,7 +73,7 @@ class EmulatedExecutor:
         result.logprobs = [0.0] * len(result.rows)
         result.completed_rows, failures = self._matchers.accept(sampled.rows, token_ids)
         if failures:
-            result.fail(failures)
+            result.fail(failures, is_their_own=True)
 
     def _draw(self, digests: U64, sampled: SampledRows) -> U64:
         rows = self._rows.sampling

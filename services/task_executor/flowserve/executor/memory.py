@@ -203,10 +203,17 @@ def _too_small_kv(demand: Demand, blocks: int) -> str:
     least = _least_blocks(demand)
     needs = f"{demand.max_tokens} tokens need" if demand.max_tokens else "the smallest cache is"
     return (
-        f"the KV memory of {format_bytes(max(blocks, 0) * foot.block_bytes)} holds "
+        f"the KV memory of {format_bytes(_settled_bytes(demand))} holds "
         f"{max(0, blocks - 1) * size} tokens, but {needs} "
         f"{format_at_least(least * foot.block_bytes)} ({least} blocks of {size} tokens)"
     )
+
+
+def _settled_bytes(demand: Demand) -> int:
+    """As the person gave it: what is over a whole block counts in the sentence only."""
+    if demand.kv_blocks is None and demand.kv_bytes is not None:
+        return demand.kv_bytes
+    return (demand.kv_blocks or 0) * demand.footprint.block_bytes
 
 
 def _sentence(shortage: _Shortage, remedies: Remedies, available: int) -> str:

@@ -92,7 +92,7 @@ class TorchExecutor:
         )
         result.completed_rows = completed
         if failures:
-            result.fail(failures)
+            result.fail(failures, is_their_own=True)
 
     def _masks(self, rows: I64) -> TokenMasks | None:
         masks = self._matchers.masks(rows)

@@ -1,8 +1,11 @@
 """A worker process that proves a grammar harmless; worker.py says how it outlives the others."""
 
+import logging
 import select
 import subprocess
 import sys
+import threading
+from typing import IO
 
 import msgspec
 
@@ -13,7 +16,10 @@ from services.task_executor.flowserve.grammar.sources import GrammarError
 from services.task_executor.flowserve.grammar.vocabulary import VocabularyFacts
 from services.task_executor.flowserve.grammar.worker import TOO_SLOW, read_frame, write_frame
 
+log = logging.getLogger(__name__)
+
 ATTEMPTS_MAX = 2
+LINE_BYTES_MAX = 4096  # of what a worker writes beside its answers
 _WORKER = "services.task_executor.flowserve.grammar.worker"
 
 
@@ -69,9 +75,11 @@ class Prover:
                 bound_to_parent([sys.executable, "-P", "-m", _WORKER]),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 bufsize=0,
                 start_new_session=True,  # a terminal's Ctrl-C is for the engine's parent to handle
             )
+            _relay_words(self._process)
             self._start(self._process)
         return self._process
 
@@ -90,6 +98,26 @@ class Prover:
             fault = TOO_SLOW
         if fault:
             raise GrammarError(fault)
+
+
+def _relay_words(process: "subprocess.Popen[bytes]") -> None:
+    """What a library prints, as it does when it panics, becomes lines of our log."""
+    assert process.stderr is not None
+    relay = threading.Thread(
+        target=_log_lines,
+        args=(process.stderr, process.pid),
+        name="grammar-worker-log",
+        daemon=True,
+    )
+    relay.start()
+
+
+def _log_lines(words: IO[bytes], pid: int) -> None:
+    """Ends with the worker, and with every hand that it forked."""
+    with words:
+        while line := words.readline(LINE_BYTES_MAX):
+            if text := line.decode(errors="replace").rstrip():
+                log.warning("the grammar worker says: %s", text, extra={"worker_pid": pid})
 
 
 def _exchange(process: "subprocess.Popen[bytes]", frame: bytes, seconds: float) -> str | None:

@@ -4,6 +4,7 @@ from services.task_executor.flowserve.messages import (
     Finished,
     KvChange,
     PromptLogprobs,
+    Started,
     StepOutput,
     TopLogprobs,
 )
@@ -17,8 +18,10 @@ class OutputColumns:
         "first_indexes",
         "handles",
         "logprobs",
+        "preemptions",
         "prompt_logprobs",
         "seconds",
+        "started",
         "token_ids",
         "tops",
     )
@@ -32,13 +35,21 @@ class OutputColumns:
         self.finished: list[Finished] = []
         self.tops: TopLogprobs | None = None
         self.prompt_logprobs: list[PromptLogprobs] = []
+        self.started: list[Started] = []
+        self.preemptions = 0
         self.seconds: float | None = None  # None until a step has run
 
     @property
     def is_empty(self) -> bool:
         return self.seconds is None and not self.accepted and not self.finished
 
-    def finish(self, sequence: Sequence, reason: str, message: str = "") -> None:
+    def start(self, sequence: Sequence) -> None:
+        """It left the queue for the first time."""
+        self.started.append(Started(sequence.handle, sequence.cached_tokens or 0))
+
+    def finish(
+        self, sequence: Sequence, reason: str, message: str = "", *, invalid: bool = False
+    ) -> None:
         self.finished.append(
             Finished(
                 handle=sequence.handle,
@@ -47,6 +58,8 @@ class OutputColumns:
                 completion_tokens=len(sequence.token_ids) - sequence.prompt_length,
                 cached_tokens=sequence.cached_tokens or 0,
                 message=message,
+                invalid=invalid,
+                param=sequence.sampling.grammar_param if invalid else "",
             )
         )
 
@@ -92,4 +105,6 @@ class OutputColumns:
             free_blocks=free_blocks,
             tops=self.tops,
             prompt_logprobs=self.prompt_logprobs,
+            started=self.started,
+            preemptions=self.preemptions,
         )

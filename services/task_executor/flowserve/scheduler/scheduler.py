@@ -12,6 +12,7 @@ from services.task_executor.flowserve.config import EngineConfig
 from services.task_executor.flowserve.messages import PromptLogprobs, StepOutput, Submit
 from services.task_executor.flowserve.plan import AdmittedSequence, StepPlan, StepResult
 from services.task_executor.flowserve.rtc.cache import RelationalTensorCache
+from services.task_executor.flowserve.scheduler.answers import require_answers
 from services.task_executor.flowserve.scheduler.output import OutputColumns
 from services.task_executor.flowserve.scheduler.policy import make_policy
 from services.task_executor.flowserve.scheduler.ranked_list import RankedList
@@ -21,10 +22,6 @@ from services.task_executor.flowserve.scheduler.validation import find_fault
 # Prompt tokens scored in one step: each costs logits over the whole vocabulary, and up to twenty
 # alternatives in the step's report, which has to fit the ring several times over.
 MAX_SCORED_TOKENS = 2048
-
-
-class StepResultError(RuntimeError):
-    """An executor did not answer for exactly the rows that it was asked to sample."""
 
 
 class Scheduler:
@@ -138,11 +135,11 @@ class Scheduler:
         Raises StepResultError, and changes nothing, where the answer does not fit the plan.
         """
         assert self._in_flight is not None
-        _require_answers(self._in_flight, result)
+        require_answers(self._in_flight, result)
         plan = self._take_in_flight()
         self._report_prompts(result.prompt_logprobs)
         for row, message in result.failures.items():
-            self._finish(self._at_row(row), "error", message)
+            self._finish(self._at_row(row), "error", message, invalid=row in result.blamed_rows)
         if False in plan.samples:
             self._preserve_chunks(plan, result)
         ended = self._without_answers(result) + self._append_tokens(result)
@@ -232,7 +229,8 @@ class Scheduler:
             return False
         self._waiting.remove(sequence)
         self._prefilling.push(sequence)
-        sequence.take_row(self._free_rows.pop(), blocks, len(matched))
+        if sequence.take_row(self._free_rows.pop(), blocks, len(matched)):
+            self._output.start(sequence)
         self._by_row[sequence.row] = sequence
         return True
 
@@ -269,9 +267,8 @@ class Scheduler:
     def _append_tokens(self, result: StepResult) -> list[Sequence]:
         """The hot loop: one turn a sequence a step. Answers those that end here."""
         ended = []
-        output = self._output
+        output, by_row = self._output, self._by_row
         handles, first_indexes = output.handles, output.first_indexes
-        by_row = self._by_row
         for row, token in zip(result.rows, result.token_ids, strict=True):
             sequence = by_row[row]
             assert sequence is not None
@@ -343,15 +340,18 @@ class Scheduler:
         """Back to the queue, where its rank puts it in front; its KV is computed again."""
         self._stop(sequence)
         self._waiting.push(sequence)
+        self._output.preemptions += 1
 
-    def _finish(self, sequence: Sequence, reason: str, message: str = "") -> None:
+    def _finish(
+        self, sequence: Sequence, reason: str, message: str = "", *, invalid: bool = False
+    ) -> None:
         if sequence.is_running:
             self._stop(sequence)
         else:
             self._waiting.remove(sequence)
         del self._sequences[sequence.handle]
         self._silent.discard(sequence.handle)
-        self._output.finish(sequence, reason, message)
+        self._output.finish(sequence, reason, message, invalid=invalid)
 
     def _stop(self, sequence: Sequence) -> None:
         """Free row and blocks; `_forget_stopped` must follow."""
@@ -385,15 +385,3 @@ def _admission(sequence: Sequence) -> AdmittedSequence:
         choice_index=sequence.choice_index,
         sampling=sequence.sampling,
     )
-
-
-def _require_answers(plan: StepPlan, result: StepResult) -> None:
-    asked = [row for row, is_sampled in zip(plan.rows, plan.samples, strict=True) if is_sampled]
-    if result.failures:
-        asked = [row for row in asked if row not in result.failures]
-    strangers = result.failures.keys() - plan.rows
-    if result.step != plan.step or result.rows != asked or strangers:
-        raise StepResultError(
-            f"step {plan.step} asked for tokens of rows {asked}, "
-            f"but step {result.step} answered for {result.rows} and failed {[*result.failures]}"
-        )

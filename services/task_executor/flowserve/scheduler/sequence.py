@@ -103,8 +103,11 @@ class Sequence:
             report.top_logprobs[known * width :],
         )
 
-    def take_row(self, row: int, blocks: list[int], num_matched: int) -> None:
-        """Start on all tokens known so far; the first `num_matched` blocks hold their KV."""
+    def take_row(self, row: int, blocks: list[int], num_matched: int) -> bool:
+        """Start on all tokens known so far; the first `num_matched` blocks hold their KV.
+
+        Answers whether it runs for the first time.
+        """
         block_size = self.chain.block_size
         self.row = row
         self.blocks = blocks
@@ -112,8 +115,10 @@ class Sequence:
         self.computed = num_matched * block_size
         self.target = len(self.token_ids)
         self.preserve_at = self.computed + block_size
-        if self.cached_tokens is None:
+        is_first = self.cached_tokens is None
+        if is_first:
             self.cached_tokens = min(self.computed, self.prompt_length)
+        return is_first
 
     def leave_row(self) -> None:
         self.row = NO_ROW

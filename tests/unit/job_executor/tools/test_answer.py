@@ -53,10 +53,20 @@ class FakeJob:
 
 
 def make_choice(
-    job: FakeJob, window: int = 0, *, stops: bool = False, tells: bool = True
+    job: FakeJob,
+    window: int = 0,
+    *,
+    stops: bool = False,
+    tells: bool = True,
+    is_forced: bool = False,
 ) -> Choice:
     calls = AnswerCalls(
-        HermesParser(), handle=9, choice_index=0, stops_after_call=stops, tells_calls=tells
+        HermesParser(),
+        handle=9,
+        choice_index=0,
+        stops_after_call=stops,
+        tells_calls=tells,
+        is_forced=is_forced,
     )
     choice = Choice(job, 0, [1], detokenizer=Pieces(), stops=[], window=window, calls=calls)
     choice.open()
@@ -148,6 +158,17 @@ def test_a_call_that_is_none_is_text_at_the_end(job: FakeJob) -> None:
     text = "".join(batch.texts) + batch.finished[0].text_tail
     assert text == "".join(PIECES[:4]) and not batch.tool_calls
     assert batch.finished[0].reason == types.FINISH_REASON_STOP
+
+
+@pytest.mark.parametrize("num_tokens", [2, 4, F_AT + 1, G_AT])
+def test_a_forced_answer_that_was_cut_shows_no_markup(job: FakeJob, num_tokens: int) -> None:
+    choice = make_choice(job, is_forced=True)
+    take(choice, 0, num_tokens)
+    choice.finish(types.FINISH_REASON_LENGTH)
+    batch = sent(job)
+    assert "".join(batch.texts) + batch.finished[0].text_tail == ""
+    assert [call.name for call in batch.tool_calls] == (["f"] if num_tokens > F_AT else [])
+    assert len(batch.token_ids) == num_tokens
 
 
 def test_a_resumed_choice_tells_only_what_is_new(job: FakeJob) -> None:

@@ -104,8 +104,8 @@ def hermes(name: str, arguments: str) -> str:
         (hermes("order", "{}"), False),
         (hermes("other", "{}"), False),
         (hermes("stop-it", "[]"), False),
-        (hermes("stop-it", '{"a": 1, "b": [2, 3]}'), True),
-        (hermes("stop-it", '{"a":  1}'), False),
+        (hermes("open", '{"a": null, "b": [2, 3]}'), True),
+        (hermes("open", '{"a":  null}'), False),
         ("I would rather not.", False),
         ("", False),
     ],
@@ -121,6 +121,14 @@ def test_one_call_can_be_all(engine: Engine) -> None:
     assert engine.matcher(TOOLS, "hermes", is_single=True).takes(one)
     assert not engine.matcher(TOOLS, "hermes", is_single=True).takes(f"{one}\n{one}")
     assert not engine.matcher(TOOLS[:1], "hermes", is_single=True).takes(one)
+
+
+def test_a_tool_without_a_schema_takes_no_arguments(engine: Engine) -> None:
+    assert engine.matcher(TOOLS[1:2], "hermes", is_single=True).takes(hermes("stop-it", "{}"))
+    other = hermes("stop-it", '{"a": 1}')
+    assert not engine.matcher(TOOLS[1:2], "hermes", is_single=True).takes(other)
+    open_tool = [jobs_pb2.Tool(name="stop-it", parameters_json='{"type": "object"}')]
+    assert engine.matcher(open_tool, "hermes", is_single=True).takes(other)
 
 
 def test_the_other_format_is_forced_as_it_is_read(engine: Engine) -> None:

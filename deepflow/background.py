@@ -1,0 +1,18 @@
+"""Tasks that run beside others until they are told to end."""
+
+import asyncio
+
+AGAIN_SECONDS = 0.5
+
+
+async def end(*tasks: "asyncio.Task[None] | None") -> None:
+    """Cancel and wait. What a task ended in is nobody's business any more.
+
+    A library that meets a cancellation at the end of a call may swallow it (gRPC does): a task
+    that goes on is told again.
+    """
+    waiting = {task for task in tasks if task is not None and not task.done()}
+    while waiting:
+        for task in waiting:
+            task.cancel()
+        _, waiting = await asyncio.wait(waiting, timeout=AGAIN_SECONDS)
