@@ -392,7 +392,7 @@ async def test_scaling_down_drains_before_it_stops(cluster: Cluster) -> None:
     assert going in cluster.supervisor.rows
     cluster.supervisor.members[going].running = 0
     await cluster.until_gone(going)
-    assert len(cluster.supervisor.rows) == 2  # the other one, and je-0
+    await until(lambda: len(cluster.supervisor.rows) == 2, what="the other one and je-0 alone")
 
 
 async def test_job_executors_are_scaled_and_stay_so_over_a_restart(cluster: Cluster) -> None:
