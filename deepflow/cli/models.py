@@ -11,6 +11,9 @@ from deepflow.cli.common import DataDirOption, fail
 if TYPE_CHECKING:
     from pathlib import Path
 
+# A standby leads by then, where one is there.
+AWAY_SECONDS_MAX = 15.0
+
 
 def models(
     data_dir: DataDirOption = None,
@@ -52,6 +55,7 @@ def models(
 
 async def _models(data_dir: "Path | None", address: str | None) -> list[dict[str, Any]]:
     from deepflow.local.deployments import describe_deployments
+    from deepflow.local.follow import latest_view
 
     async with cluster_of(data_dir, address) as cluster:
-        return describe_deployments(await cluster.view())
+        return describe_deployments(await latest_view(cluster, AWAY_SECONDS_MAX))

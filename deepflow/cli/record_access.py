@@ -33,11 +33,12 @@ async def records_of(data_dir: Path | None, address: str | None) -> AsyncIterato
 async def _ready_store(cluster: "ClusterClient") -> str:
     from deepflow import clock
     from deepflow.errors import Unavailable
+    from deepflow.local.follow import latest_view
     from deepflow.v1 import types_pb2 as types
 
     deadline = clock.monotonic() + APPEAR_SECONDS_MAX
     while True:
-        for member in (await cluster.view()).members:
+        for member in (await latest_view(cluster)).members:
             is_store = member.kind == types.MEMBER_KIND_KV_STORE
             if is_store and member.state == types.LIFECYCLE_STATE_READY:
                 return member.address

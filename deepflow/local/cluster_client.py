@@ -5,6 +5,8 @@ from deepflow.v1 import cluster_pb2
 from deepflow.v1 import types_pb2 as types
 
 CALL_SECONDS = 5.0
+# Longer than it takes until a standby leads, where the leader has just died.
+CHANGE_SECONDS = 20.0
 # Longer than the cluster manager takes at most to read a model folder.
 DEPLOY_SECONDS = 35.0
 
@@ -35,7 +37,7 @@ class ClusterClient:
     async def undeploy(self, name: str) -> None:
         request = cluster_pb2.UndeployRequest(name=name)
         await self._managers.call(
-            lambda it: it.Undeploy, request, timeout_seconds=CALL_SECONDS, idempotent=True
+            lambda it: it.Undeploy, request, timeout_seconds=CHANGE_SECONDS, idempotent=True
         )
 
     async def scale(self, name: str, replicas: int) -> cluster_pb2.Deployment:
@@ -48,7 +50,7 @@ class ClusterClient:
 
     async def _scale(self, request: cluster_pb2.ScaleRequest) -> cluster_pb2.ScaleResponse:
         return await self._managers.call(
-            lambda it: it.Scale, request, timeout_seconds=CALL_SECONDS, idempotent=True
+            lambda it: it.Scale, request, timeout_seconds=CHANGE_SECONDS, idempotent=True
         )
 
     async def close(self) -> None:

@@ -28,7 +28,7 @@ async def deploy_and_follow(
     A deployment that fails is withdrawn, or put back to what it was: nothing goes on failing
     behind a person's back.
     """
-    former = find(await client.view(), asked.name)
+    former = find(await latest_view(client), asked.name)
     deployed = await client.deploy(asked)
     try:
         return await until_ready(client, deployed, tell)
@@ -66,8 +66,11 @@ async def until_ready(
         await asyncio.sleep(POLL_SECONDS)
 
 
-async def latest_view(client: ClusterClient) -> cluster_pb2.ClusterView:
-    deadline = clock.monotonic() + AWAY_SECONDS_MAX
+async def latest_view(
+    client: ClusterClient, away_seconds_max: float = AWAY_SECONDS_MAX
+) -> cluster_pb2.ClusterView:
+    """Also while one cluster manager takes over from another."""
+    deadline = clock.monotonic() + away_seconds_max
     while True:
         try:
             return await client.view()

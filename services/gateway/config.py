@@ -109,6 +109,11 @@ class GatewayConfig(ServiceConfig):
         ge=2,
         description="Tokens per choice that may be on their way to a client that reads slowly.",
     )
+    link_wait_seconds_max: float = Field(
+        3.0,
+        gt=0,
+        description="How long a request waits for a job executor where none is ready, before 503.",
+    )
     link_hello_seconds_max: float = Field(
         5.0, gt=0, description="How long a job executor may take to accept the stream."
     )

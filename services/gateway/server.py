@@ -25,6 +25,7 @@ from services.gateway.handlers.pages import Pages
 from services.gateway.handlers.requests import PREFIX as REQUESTS_PREFIX
 from services.gateway.handlers.requests import Requests
 from services.gateway.handlers.tokens import Tokens
+from services.gateway.handlers.under_way import UnderWay
 from services.gateway.http.app import Application, Handler
 from services.gateway.http.listener import Listener
 from services.gateway.links.links import Links
@@ -50,11 +51,12 @@ class GatewayServer:
         self.links = Links(config, hello)
         reporter = f"{self.member.id}.{self.member.incarnation}"
         self.doors = Doors(config, reporter, lambda: self.catalog.gateways)
+        self.under_way = UnderWay(config.jobs_max)
         self.generation = Generation(
-            config, self.links, lambda: self.catalog, self._tracing, self.doors
+            config, self.links, lambda: self.catalog, self._tracing, self.doors, self.under_way
         )
         self.embeddings = Embeddings(
-            config, self.links, lambda: self.catalog, self._tracing, self.doors
+            config, self.links, lambda: self.catalog, self._tracing, self.doors, self.under_way
         )
         self.application = Application(self._routes(), self.doors.gate)
         self._listener = Listener(config, self.application)
@@ -117,8 +119,7 @@ class GatewayServer:
         self.lifecycle.to(types.LIFECYCLE_STATE_DRAINING)
         await asyncio.sleep(self._config.linger_seconds)
         self._listener.refuse()
-        await self.generation.idle.wait()
-        await self.embeddings.idle.wait()
+        await self.under_way.idle.wait()
         await self._listener.wait_until_left()
 
     async def stop(self) -> None:
@@ -159,4 +160,4 @@ class GatewayServer:
         }
 
     def _fill_load(self, beat: events.Heartbeat) -> None:
-        beat.load.running = self.generation.job_count + self.embeddings.job_count
+        beat.load.running = self.under_way.count

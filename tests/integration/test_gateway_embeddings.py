@@ -148,7 +148,7 @@ async def test_a_client_that_leaves_cancels_its_job(
     job = await executor.jobs.get()
     asking.cancel()
     await asyncio.wait_for(job.cancelled.wait(), 10)
-    await until(lambda: stand.gateway.embeddings.job_count == 0, what="the request is over")
+    await until(lambda: stand.gateway.under_way.count == 0, what="the request is over")
 
 
 async def test_inputs_of_all_requests_have_a_bound(

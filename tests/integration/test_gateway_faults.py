@@ -86,8 +86,22 @@ async def test_without_a_view_503() -> None:
 
 
 async def test_without_a_job_executor_503() -> None:
-    async with gateway_stand() as stand, client(stand) as http:
+    async with gateway_stand(link_wait_seconds_max=0.05) as stand, client(stand) as http:
         check_unavailable(await http.post(CHAT, json=chat()), "no_job_executor")
+
+
+async def test_a_request_waits_for_a_job_executor_that_is_being_replaced() -> None:
+    async with gateway_stand() as stand, client(stand) as http:
+        asked = asyncio.create_task(http.post(CHAT, json=chat()))
+        await until(lambda: stand.gateway.under_way.count == 1, what="the request is in")
+        successor = FakeJobExecutor()
+        await successor.start()
+        try:
+            stand.executors = [successor]
+            await stand.show()
+            assert (await asked).status_code == 200
+        finally:
+            await successor.die()
 
 
 async def test_without_a_ready_task_executor_503(

@@ -13,6 +13,7 @@ from services.gateway import metrics
 from services.gateway.catalog import RETRY_AFTER_SECONDS, Catalog
 from services.gateway.config import GatewayConfig
 from services.gateway.doors import Doors
+from services.gateway.handlers.under_way import UnderWay
 from services.gateway.http.exchange import Exchange
 from services.gateway.jobs import make_embedding_job
 from services.gateway.limits.estimate import prompts_estimate
@@ -31,6 +32,7 @@ class Embeddings:
         catalog: Callable[[], Catalog],
         tracing: Tracing,
         doors: Doors,
+        under_way: UnderWay,
     ) -> None:
         self._config = config
         self._limits = config.limits
@@ -38,14 +40,12 @@ class Embeddings:
         self._catalog = catalog
         self._tracing = tracing
         self._doors = doors
+        self._under_way = under_way
         self._num_inputs = 0
-        self.job_count = 0
-        self.idle = asyncio.Event()
-        self.idle.set()
 
     async def create(self, exchange: Exchange) -> None:
         arrived = clock.monotonic()
-        with self._job():
+        with self._under_way.one():
             request = await self._read(exchange)
             estimate = prompts_estimate(request.prompts)
             async with self._doors.work(exchange, request.model, estimate) as bill:
@@ -93,7 +93,7 @@ class Embeddings:
         )
         span.set(job=job.id, model=request.model)
         exchange.notes |= {"job": job.id, "trace": span.trace_id}
-        link = self._links.least_loaded()
+        link = await self._links.least_loaded()
         run = link.submit(job, len(request.prompts), _NoText(), self._config.token_window)
         leaving = asyncio.create_task(_leave_with_client(exchange, run))
         try:
@@ -113,20 +113,6 @@ class Embeddings:
             await run.admission(self._config.admission_seconds_max)
         except TimeoutError as error:
             raise _unavailable("no place was found in time; try again", "not_admitted") from error
-
-    @contextlib.contextmanager
-    def _job(self) -> Iterator[None]:
-        """Counted, so that a gateway that drains waits for it."""
-        if self.job_count >= self._config.jobs_max:
-            raise _unavailable("too many requests are running; try again in a moment", "overloaded")
-        self.job_count += 1
-        self.idle.clear()
-        try:
-            yield
-        finally:
-            self.job_count -= 1
-            if not self.job_count:
-                self.idle.set()
 
     @contextlib.contextmanager
     def _room_for(self, num_inputs: int) -> Iterator[None]:

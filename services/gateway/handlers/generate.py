@@ -13,6 +13,7 @@ from services.gateway import metrics
 from services.gateway.catalog import RETRY_AFTER_SECONDS, Catalog
 from services.gateway.config import GatewayConfig
 from services.gateway.doors import Bill, Doors
+from services.gateway.handlers.under_way import UnderWay
 from services.gateway.http.exchange import Exchange
 from services.gateway.jobs import make_job
 from services.gateway.limits.estimate import prompt_estimate
@@ -44,6 +45,7 @@ class Generation:
         catalog: Callable[[], Catalog],
         tracing: Tracing,
         doors: Doors,
+        under_way: UnderWay,
     ) -> None:
         self._config = config
         self._limits = config.limits
@@ -51,9 +53,7 @@ class Generation:
         self._catalog = catalog
         self._tracing = tracing
         self._doors = doors
-        self.job_count = 0
-        self.idle = asyncio.Event()
-        self.idle.set()
+        self._under_way = under_way
 
     async def chat(self, exchange: Exchange) -> None:
         await self._generate(exchange, read_chat)
@@ -63,10 +63,7 @@ class Generation:
 
     async def _generate(self, exchange: Exchange, read: Read) -> None:
         arrived = clock.monotonic()
-        self._require_room()
-        self.job_count += 1
-        self.idle.clear()
-        try:
+        with self._under_way.one():
             request = await self._read(exchange, read)
             path = exchange.path
             async with self._doors.work(
@@ -74,10 +71,6 @@ class Generation:
             ) as bill:
                 with self._tracing.span("gateway.request", exchange.trace(), path=path) as span:
                     await self._run(exchange, request, span, arrived, bill)
-        finally:
-            self.job_count -= 1
-            if not self.job_count:
-                self.idle.set()
 
     async def _read(self, exchange: Exchange, read: Read) -> GenerationRequest:
         body = await exchange.read_json_bytes(self._config.body_bytes_max)
@@ -88,10 +81,6 @@ class Generation:
         if request.user:
             exchange.notes["user"] = request.user
         return request
-
-    def _require_room(self) -> None:
-        if self.job_count >= self._config.jobs_max:
-            raise _unavailable("too many requests are running; try again in a moment", "overloaded")
 
     def _require_model(self, request: GenerationRequest) -> None:
         catalog = self._catalog()
@@ -119,7 +108,7 @@ class Generation:
         span.set(job=job.id, model=request.model)
         exchange.notes |= {"job": job.id, "trace": span.trace_id}
         reply = _Reply(exchange, request, arrived)
-        link = self._links.least_loaded()
+        link = await self._links.least_loaded()
         run = link.submit(job, request.choices, reply.answer, self._config.token_window)
         seconds = self._config.job_seconds_max
         deadline = asyncio.get_running_loop().call_later(seconds, run.fail, _too_late(seconds))

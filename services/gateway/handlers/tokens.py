@@ -26,7 +26,7 @@ class Tokens:
             call = read_tokenize(parse_object(body, self._config.json_depth_max), self._limits)
             exchange.caller.require_model(call.request.model)
             self._catalog().deployment(call.request.model)
-            link = self._links.least_loaded()
+            link = await self._links.least_loaded()
             answer = await link.tokenize(call.request, self._config.tokenize_seconds_max)
         await exchange.respond_json(
             {
@@ -45,7 +45,7 @@ class Tokens:
             deployment = self._catalog().deployment(request.model)
             if vocab_size := deployment.facts.vocab_size:
                 check_ids(request, vocab_size)
-            link = self._links.least_loaded()
+            link = await self._links.least_loaded()
             answer = await link.detokenize(request, self._config.tokenize_seconds_max)
         await exchange.respond_json({"prompt": answer.text})
 

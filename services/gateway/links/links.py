@@ -19,6 +19,7 @@ class Links:
         self._links: dict[str, JobExecutorLink] = {}
         self._retired: set[JobExecutorLink] = set()
         self._closing: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
 
     @property
     def up_count(self) -> int:
@@ -39,14 +40,19 @@ class Links:
             if _can_work(member) and member_id not in self._links:
                 self._links[member_id] = self._open(member)
 
-    def least_loaded(self) -> JobExecutorLink:
-        up = [link for link in self._links.values() if link.is_up]
-        if not up:
+    async def least_loaded(self) -> JobExecutorLink:
+        """Waits a moment for one where there is none: they are replaced one after another."""
+        try:
+            async with asyncio.timeout(self._config.link_wait_seconds_max):
+                while not (up := [link for link in self._links.values() if link.is_up]):
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError as error:
             raise Unavailable(
                 "no job executor is ready; try again in a moment",
                 reason="no_job_executor",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
-            )
+            ) from error
         return min(up, key=lambda link: len(link.runs))
 
     async def close(self) -> None:
@@ -59,7 +65,7 @@ class Links:
             token=self._config.cluster_token,
             hello=self._hello,
             hello_seconds_max=self._config.link_hello_seconds_max,
-            on_change=self._close_idle,
+            on_change=self._on_change,
         )
         link.start()
         return link
@@ -67,6 +73,10 @@ class Links:
     def _retire(self, link: JobExecutorLink) -> None:
         link.is_retired = True
         self._retired.add(link)
+        self._close_idle()
+
+    def _on_change(self) -> None:
+        self._changed.set()
         self._close_idle()
 
     def _close_idle(self) -> None:
