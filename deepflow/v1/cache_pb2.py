@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from deepflow.v1 import events_pb2 as deepflow_dot_v1_dot_events__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64\x65\x65pflow/v1/cache.proto\x12\x0b\x64\x65\x65pflow.v1\x1a\x18\x64\x65\x65pflow/v1/events.proto\"\x14\n\x12ReadKvIndexRequest\"x\n\x0cKvIndexChunk\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x0e\n\x06number\x18\x03 \x01(\r\x12\r\n\x05\x63ount\x18\x04 \x01(\r\x12\'\n\x04runs\x18\x05 \x03(\x0b\x32\x19.deepflow.v1.BlocksStored\"(\n\nDisposable\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\"#\n\x14GetDisposableRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\"D\n\x15GetDisposableResponse\x12+\n\ndisposable\x18\x01 \x01(\x0b\x32\x17.deepflow.v1.Disposable\"G\n\x14PutDisposableRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x13\n\x0bttl_seconds\x18\x03 \x01(\x01\"\x17\n\x15PutDisposableResponse\"7\n\x16ListDisposablesRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\"]\n\x17ListDisposablesResponse\x12,\n\x0b\x64isposables\x18\x01 \x03(\x0b\x32\x17.deepflow.v1.Disposable\x12\x14\n\x0cis_truncated\x18\x02 \x01(\x08\x32]\n\x0eKvIndexService\x12K\n\x0bReadKvIndex\x12\x1f.deepflow.v1.ReadKvIndexRequest\x1a\x19.deepflow.v1.KvIndexChunk0\x01\x32\x87\x02\n\x16\x44isposableStoreService\x12L\n\x03Get\x12!.deepflow.v1.GetDisposableRequest\x1a\".deepflow.v1.GetDisposableResponse\x12L\n\x03Put\x12!.deepflow.v1.PutDisposableRequest\x1a\".deepflow.v1.PutDisposableResponse\x12Q\n\x04List\x12#.deepflow.v1.ListDisposablesRequest\x1a$.deepflow.v1.ListDisposablesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64\x65\x65pflow/v1/cache.proto\x12\x0b\x64\x65\x65pflow.v1\x1a\x18\x64\x65\x65pflow/v1/events.proto\"\x14\n\x12ReadKvIndexRequest\"x\n\x0cKvIndexChunk\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x0e\n\x06number\x18\x03 \x01(\r\x12\r\n\x05\x63ount\x18\x04 \x01(\r\x12\'\n\x04runs\x18\x05 \x03(\x0b\x32\x19.deepflow.v1.BlocksStored\"\x1b\n\x19\x44\x65scribePromptTreeRequest\"M\n\x1a\x44\x65scribePromptTreeResponse\x12/\n\x08\x62ranches\x18\x01 \x03(\x0b\x32\x1d.deepflow.v1.PromptTreeBranch\"n\n\x10PromptTreeBranch\x12\x18\n\x10task_executor_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0b\n\x03seq\x18\x03 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x04 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x0c\"(\n\nDisposable\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\"#\n\x14GetDisposableRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\"D\n\x15GetDisposableResponse\x12+\n\ndisposable\x18\x01 \x01(\x0b\x32\x17.deepflow.v1.Disposable\"G\n\x14PutDisposableRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x13\n\x0bttl_seconds\x18\x03 \x01(\x01\"\x17\n\x15PutDisposableResponse\"7\n\x16ListDisposablesRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\"]\n\x17ListDisposablesResponse\x12,\n\x0b\x64isposables\x18\x01 \x03(\x0b\x32\x17.deepflow.v1.Disposable\x12\x14\n\x0cis_truncated\x18\x02 \x01(\x08\x32]\n\x0eKvIndexService\x12K\n\x0bReadKvIndex\x12\x1f.deepflow.v1.ReadKvIndexRequest\x1a\x19.deepflow.v1.KvIndexChunk0\x01\x32z\n\x11PromptTreeService\x12\x65\n\x12\x44\x65scribePromptTree\x12&.deepflow.v1.DescribePromptTreeRequest\x1a\'.deepflow.v1.DescribePromptTreeResponse2\x87\x02\n\x16\x44isposableStoreService\x12L\n\x03Get\x12!.deepflow.v1.GetDisposableRequest\x1a\".deepflow.v1.GetDisposableResponse\x12L\n\x03Put\x12!.deepflow.v1.PutDisposableRequest\x1a\".deepflow.v1.PutDisposableResponse\x12Q\n\x04List\x12#.deepflow.v1.ListDisposablesRequest\x1a$.deepflow.v1.ListDisposablesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,22 +36,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_READKVINDEXREQUEST']._serialized_end=86
   _globals['_KVINDEXCHUNK']._serialized_start=88
   _globals['_KVINDEXCHUNK']._serialized_end=208
-  _globals['_DISPOSABLE']._serialized_start=210
-  _globals['_DISPOSABLE']._serialized_end=250
-  _globals['_GETDISPOSABLEREQUEST']._serialized_start=252
-  _globals['_GETDISPOSABLEREQUEST']._serialized_end=287
-  _globals['_GETDISPOSABLERESPONSE']._serialized_start=289
-  _globals['_GETDISPOSABLERESPONSE']._serialized_end=357
-  _globals['_PUTDISPOSABLEREQUEST']._serialized_start=359
-  _globals['_PUTDISPOSABLEREQUEST']._serialized_end=430
-  _globals['_PUTDISPOSABLERESPONSE']._serialized_start=432
-  _globals['_PUTDISPOSABLERESPONSE']._serialized_end=455
-  _globals['_LISTDISPOSABLESREQUEST']._serialized_start=457
-  _globals['_LISTDISPOSABLESREQUEST']._serialized_end=512
-  _globals['_LISTDISPOSABLESRESPONSE']._serialized_start=514
-  _globals['_LISTDISPOSABLESRESPONSE']._serialized_end=607
-  _globals['_KVINDEXSERVICE']._serialized_start=609
-  _globals['_KVINDEXSERVICE']._serialized_end=702
-  _globals['_DISPOSABLESTORESERVICE']._serialized_start=705
-  _globals['_DISPOSABLESTORESERVICE']._serialized_end=968
+  _globals['_DESCRIBEPROMPTTREEREQUEST']._serialized_start=210
+  _globals['_DESCRIBEPROMPTTREEREQUEST']._serialized_end=237
+  _globals['_DESCRIBEPROMPTTREERESPONSE']._serialized_start=239
+  _globals['_DESCRIBEPROMPTTREERESPONSE']._serialized_end=316
+  _globals['_PROMPTTREEBRANCH']._serialized_start=318
+  _globals['_PROMPTTREEBRANCH']._serialized_end=428
+  _globals['_DISPOSABLE']._serialized_start=430
+  _globals['_DISPOSABLE']._serialized_end=470
+  _globals['_GETDISPOSABLEREQUEST']._serialized_start=472
+  _globals['_GETDISPOSABLEREQUEST']._serialized_end=507
+  _globals['_GETDISPOSABLERESPONSE']._serialized_start=509
+  _globals['_GETDISPOSABLERESPONSE']._serialized_end=577
+  _globals['_PUTDISPOSABLEREQUEST']._serialized_start=579
+  _globals['_PUTDISPOSABLEREQUEST']._serialized_end=650
+  _globals['_PUTDISPOSABLERESPONSE']._serialized_start=652
+  _globals['_PUTDISPOSABLERESPONSE']._serialized_end=675
+  _globals['_LISTDISPOSABLESREQUEST']._serialized_start=677
+  _globals['_LISTDISPOSABLESREQUEST']._serialized_end=732
+  _globals['_LISTDISPOSABLESRESPONSE']._serialized_start=734
+  _globals['_LISTDISPOSABLESRESPONSE']._serialized_end=827
+  _globals['_KVINDEXSERVICE']._serialized_start=829
+  _globals['_KVINDEXSERVICE']._serialized_end=922
+  _globals['_PROMPTTREESERVICE']._serialized_start=924
+  _globals['_PROMPTTREESERVICE']._serialized_end=1046
+  _globals['_DISPOSABLESTORESERVICE']._serialized_start=1049
+  _globals['_DISPOSABLESTORESERVICE']._serialized_end=1312
 # @@protoc_insertion_point(module_scope)

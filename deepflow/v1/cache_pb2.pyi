@@ -71,6 +71,78 @@ class KvIndexChunk(_message.Message):
 Global___KvIndexChunk: _TypeAlias = KvIndexChunk  # noqa: Y015
 
 @_typing.final
+class DescribePromptTreeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribePromptTreeRequest: _TypeAlias = DescribePromptTreeRequest  # noqa: Y015
+
+@_typing.final
+class DescribePromptTreeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BRANCHES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def branches(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptTreeBranch]:
+        """Sorted by id."""
+
+    def __init__(
+        self,
+        *,
+        branches: _abc.Iterable[Global___PromptTreeBranch] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribePromptTreeResponse: _TypeAlias = DescribePromptTreeResponse  # noqa: Y015
+
+@_typing.final
+class PromptTreeBranch(_message.Message):
+    """One task executor as a prompt tree knows it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_EXECUTOR_ID_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    task_executor_id: _builtins.str
+    incarnation: _builtins.int
+    seq: _builtins.int
+    """Number of the last event that it contains."""
+    blocks: _builtins.int
+    digest: _builtins.bytes
+    """All identities combined by XOR: equal sets have equal digests, in whatever order they came."""
+    def __init__(
+        self,
+        *,
+        task_executor_id: _builtins.str = ...,
+        incarnation: _builtins.int = ...,
+        seq: _builtins.int = ...,
+        blocks: _builtins.int = ...,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "digest", b"digest", "incarnation", b"incarnation", "seq", b"seq", "task_executor_id", b"task_executor_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptTreeBranch: _TypeAlias = PromptTreeBranch  # noqa: Y015
+
+@_typing.final
 class Disposable(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -101,6 +101,85 @@ class KvIndexService:
             _registered_method=True)
 
 
+class PromptTreeServiceStub:
+    """Served by every job executor: what it believes of the task executors' indexes, to be held against
+    them. Nothing that is served depends on it.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.DescribePromptTree = channel.unary_unary(
+                '/deepflow.v1.PromptTreeService/DescribePromptTree',
+                request_serializer=deepflow_dot_v1_dot_cache__pb2.DescribePromptTreeRequest.SerializeToString,
+                response_deserializer=deepflow_dot_v1_dot_cache__pb2.DescribePromptTreeResponse.FromString,
+                _registered_method=True)
+
+
+class PromptTreeServiceServicer:
+    """Served by every job executor: what it believes of the task executors' indexes, to be held against
+    them. Nothing that is served depends on it.
+    """
+
+    def DescribePromptTree(self, request, context):
+        """RESOURCE_EXHAUSTED where it is being described already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_PromptTreeServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'DescribePromptTree': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribePromptTree,
+                    request_deserializer=deepflow_dot_v1_dot_cache__pb2.DescribePromptTreeRequest.FromString,
+                    response_serializer=deepflow_dot_v1_dot_cache__pb2.DescribePromptTreeResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'deepflow.v1.PromptTreeService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('deepflow.v1.PromptTreeService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class PromptTreeService:
+    """Served by every job executor: what it believes of the task executors' indexes, to be held against
+    them. Nothing that is served depends on it.
+    """
+
+    @staticmethod
+    def DescribePromptTree(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/deepflow.v1.PromptTreeService/DescribePromptTree',
+            deepflow_dot_v1_dot_cache__pb2.DescribePromptTreeRequest.SerializeToString,
+            deepflow_dot_v1_dot_cache__pb2.DescribePromptTreeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class DisposableStoreServiceStub:
     """Served by the kv_store: values that anybody may lose. Bounded as a whole; what expires soonest
     goes first when room is needed.

@@ -57,6 +57,43 @@ class KvIndexServiceServicer(metaclass=_abc_1.ABCMeta):
 
 def add_KvIndexServiceServicer_to_server(servicer: KvIndexServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class PromptTreeServiceStub:
+    """Served by every job executor: what it believes of the task executors' indexes, to be held against
+    them. Nothing that is served depends on it.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> PromptTreeServiceAsyncStub: ...
+    DescribePromptTree: _grpc.UnaryUnaryMultiCallable[_cache_pb2.DescribePromptTreeRequest, _cache_pb2.DescribePromptTreeResponse]
+    """RESOURCE_EXHAUSTED where it is being described already."""
+
+@_typing.type_check_only
+class PromptTreeServiceAsyncStub(PromptTreeServiceStub):
+    """Served by every job executor: what it believes of the task executors' indexes, to be held against
+    them. Nothing that is served depends on it.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    DescribePromptTree: _aio.UnaryUnaryMultiCallable[_cache_pb2.DescribePromptTreeRequest, _cache_pb2.DescribePromptTreeResponse]  # type: ignore[assignment]
+    """RESOURCE_EXHAUSTED where it is being described already."""
+
+class PromptTreeServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Served by every job executor: what it believes of the task executors' indexes, to be held against
+    them. Nothing that is served depends on it.
+    """
+
+    @_abc_1.abstractmethod
+    def DescribePromptTree(
+        self,
+        request: _cache_pb2.DescribePromptTreeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cache_pb2.DescribePromptTreeResponse, _abc.Awaitable[_cache_pb2.DescribePromptTreeResponse]]:
+        """RESOURCE_EXHAUSTED where it is being described already."""
+
+def add_PromptTreeServiceServicer_to_server(servicer: PromptTreeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class DisposableStoreServiceStub:
     """Served by the kv_store: values that anybody may lose. Bounded as a whole; what expires soonest
     goes first when room is needed.

@@ -146,6 +146,9 @@ class Capabilities(_message.Message):
     KV_BYTES_FIELD_NUMBER: _builtins.int
     MODEL_REVISION_FIELD_NUMBER: _builtins.int
     KV_LAYOUT_FIELD_NUMBER: _builtins.int
+    MAX_STEP_TOKENS_FIELD_NUMBER: _builtins.int
+    TENSOR_PARALLEL_FIELD_NUMBER: _builtins.int
+    PIPELINE_PARALLEL_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     block_size: _builtins.int
     kv_blocks: _builtins.int
@@ -159,6 +162,11 @@ class Capabilities(_message.Message):
     model_revision: _builtins.str
     """With block_size and dtype: what the identities of its KV blocks begin from."""
     kv_layout: _builtins.str
+    max_step_tokens: _builtins.int
+    """Token positions that one step computes; 0 = not told."""
+    tensor_parallel: _builtins.int
+    """Weights and KV cache above are those of all its ranks together."""
+    pipeline_parallel: _builtins.int
     @_builtins.property
     def step_seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Seconds spent in each named start-up step."""
@@ -177,10 +185,13 @@ class Capabilities(_message.Message):
         kv_bytes: _builtins.int = ...,
         model_revision: _builtins.str = ...,
         kv_layout: _builtins.str = ...,
+        max_step_tokens: _builtins.int = ...,
+        tensor_parallel: _builtins.int = ...,
+        pipeline_parallel: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "dtype", b"dtype", "kv_blocks", b"kv_blocks", "kv_bytes", b"kv_bytes", "kv_layout", b"kv_layout", "max_sequences", b"max_sequences", "max_tokens", b"max_tokens", "model_revision", b"model_revision", "step_seconds", b"step_seconds", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "dtype", b"dtype", "kv_blocks", b"kv_blocks", "kv_bytes", b"kv_bytes", "kv_layout", b"kv_layout", "max_sequences", b"max_sequences", "max_step_tokens", b"max_step_tokens", "max_tokens", b"max_tokens", "model_revision", b"model_revision", "pipeline_parallel", b"pipeline_parallel", "step_seconds", b"step_seconds", "tensor_parallel", b"tensor_parallel", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -201,6 +212,7 @@ class Deployment(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     KV_BYTES_FIELD_NUMBER: _builtins.int
     TOOL_FORMAT_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name clients put in "model"."""
     source: _builtins.str
@@ -223,6 +235,8 @@ class Deployment(_message.Message):
     def facts(self) -> Global___ModelFacts:
         """Facts read from the folder when it was deployed."""
 
+    @_builtins.property
+    def engine(self) -> Global___EngineOptions: ...
     def __init__(
         self,
         *,
@@ -237,14 +251,58 @@ class Deployment(_message.Message):
         max_tokens: _builtins.int = ...,
         kv_bytes: _builtins.int = ...,
         tool_format: _builtins.str = ...,
+        engine: Global___EngineOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["facts", b"facts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "facts", b"facts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_ms", b"created_unix_ms", "device", b"device", "dtype", b"dtype", "facts", b"facts", "kv_bytes", b"kv_bytes", "max_tokens", b"max_tokens", "name", b"name", "replicas", b"replicas", "revision", b"revision", "source", b"source", "tool_format", b"tool_format"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_ms", b"created_unix_ms", "device", b"device", "dtype", b"dtype", "engine", b"engine", "facts", b"facts", "kv_bytes", b"kv_bytes", "max_tokens", b"max_tokens", "name", b"name", "replicas", b"replicas", "revision", b"revision", "source", b"source", "tool_format", b"tool_format"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
+
+@_typing.final
+class EngineOptions(_message.Message):
+    """How the engine works that holds the model; a change is a load anew. 0 and "" = as usual."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    TPOT_MS_FIELD_NUMBER: _builtins.int
+    TTFT_MS_FIELD_NUMBER: _builtins.int
+    TENSOR_PARALLEL_FIELD_NUMBER: _builtins.int
+    PIPELINE_PARALLEL_FIELD_NUMBER: _builtins.int
+    KV_DRAM_BYTES_FIELD_NUMBER: _builtins.int
+    KV_DISK_BYTES_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    """Who runs first and how much of a step prefills take: "priority", "fcfs", "slo"."""
+    tpot_ms: _builtins.int
+    """Targets of the policy slo: milliseconds between two tokens of an answer, and until its first."""
+    ttft_ms: _builtins.int
+    tensor_parallel: _builtins.int
+    """Over how many ranks the model is split: those that share every layer, and stages of layers."""
+    pipeline_parallel: _builtins.int
+    kv_dram_bytes: _builtins.int
+    """Memory of the host and of its disk for KV that has left the device; 0 = none."""
+    kv_disk_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+        tpot_ms: _builtins.int = ...,
+        ttft_ms: _builtins.int = ...,
+        tensor_parallel: _builtins.int = ...,
+        pipeline_parallel: _builtins.int = ...,
+        kv_dram_bytes: _builtins.int = ...,
+        kv_disk_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_disk_bytes", b"kv_disk_bytes", "kv_dram_bytes", b"kv_dram_bytes", "pipeline_parallel", b"pipeline_parallel", "policy", b"policy", "tensor_parallel", b"tensor_parallel", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EngineOptions: _TypeAlias = EngineOptions  # noqa: Y015
 
 @_typing.final
 class GenerationDefaults(_message.Message):
@@ -365,12 +423,17 @@ class ClusterView(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     DEPLOYMENTS_FIELD_NUMBER: _builtins.int
+    SIZES_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     version: _builtins.int
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Member]: ...
     @_builtins.property
     def deployments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Deployment]: ...
+    @_builtins.property
+    def sizes(self) -> Global___ClusterSizes:
+        """How many of each kind the cluster manager keeps; absent where it starts no processes."""
+
     def __init__(
         self,
         *,
@@ -378,10 +441,11 @@ class ClusterView(_message.Message):
         version: _builtins.int = ...,
         members: _abc.Iterable[Global___Member] | None = ...,
         deployments: _abc.Iterable[Global___Deployment] | None = ...,
+        sizes: Global___ClusterSizes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sizes", b"sizes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments", "members", b"members", "term", b"term", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments", "members", b"members", "sizes", b"sizes", "term", b"term", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -472,18 +536,26 @@ class DeployRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
+    expected_revision: _builtins.int
+    """The revision that the change was made on; another one is a conflict. 0 = there is none yet;
+    absent = whatever is there.
+    """
     @_builtins.property
     def deployment(self) -> Global___Deployment: ...
     def __init__(
         self,
         *,
         deployment: Global___Deployment | None = ...,
+        expected_revision: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "deployment", b"deployment", "expected_revision", b"expected_revision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "deployment", b"deployment", "expected_revision", b"expected_revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__expected_revision: _TypeAlias = _typing.Literal["expected_revision"]  # noqa: Y015
+    _WhichOneofArgType__expected_revision: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_revision) -> _WhichOneofReturnType__expected_revision | None: ...
 
 Global___DeployRequest: _TypeAlias = DeployRequest  # noqa: Y015
 
@@ -551,7 +623,7 @@ class ScaleRequest(_message.Message):
     deployment: _builtins.str
     """Name of a deployment: its replicas."""
     kind: _types_pb2.MemberKind.ValueType
-    """A kind that the cluster manager runs: job executors."""
+    """A kind that the cluster manager runs: job executors, gateways."""
     count: _builtins.int
     def __init__(
         self,
@@ -599,18 +671,26 @@ class ClusterSizes(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_EXECUTORS_FIELD_NUMBER: _builtins.int
+    GATEWAYS_FIELD_NUMBER: _builtins.int
     job_executors: _builtins.int
+    gateways: _builtins.int
     def __init__(
         self,
         *,
         job_executors: _builtins.int | None = ...,
+        gateways: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_job_executors", b"_job_executors", "job_executors", b"job_executors"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gateways", b"_gateways", "_job_executors", b"_job_executors", "gateways", b"gateways", "job_executors", b"job_executors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_job_executors", b"_job_executors", "job_executors", b"job_executors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gateways", b"_gateways", "_job_executors", b"_job_executors", "gateways", b"gateways", "job_executors", b"job_executors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__gateways: _TypeAlias = _typing.Literal["gateways"]  # noqa: Y015
+    _WhichOneofArgType__gateways: _TypeAlias = _typing.Literal["_gateways", b"_gateways"]  # noqa: Y015
     _WhichOneofReturnType__job_executors: _TypeAlias = _typing.Literal["job_executors"]  # noqa: Y015
     _WhichOneofArgType__job_executors: _TypeAlias = _typing.Literal["_job_executors", b"_job_executors"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gateways) -> _WhichOneofReturnType__gateways | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__job_executors) -> _WhichOneofReturnType__job_executors | None: ...
 
 Global___ClusterSizes: _TypeAlias = ClusterSizes  # noqa: Y015

@@ -92,6 +92,7 @@ class JobsResponse(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
     EMBEDDING_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___JobsWelcome: ...
     @_builtins.property
@@ -102,6 +103,8 @@ class JobsResponse(_message.Message):
     def refused(self) -> Global___JobRefused: ...
     @_builtins.property
     def embedding(self) -> Global___JobEmbedding: ...
+    @_builtins.property
+    def queued(self) -> Global___JobQueued: ...
     def __init__(
         self,
         *,
@@ -110,12 +113,13 @@ class JobsResponse(_message.Message):
         tokens: Global___JobTokenBatch | None = ...,
         refused: Global___JobRefused | None = ...,
         embedding: Global___JobEmbedding | None = ...,
+        queued: Global___JobQueued | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["admitted", b"admitted", "embedding", b"embedding", "kind", b"kind", "refused", b"refused", "tokens", b"tokens", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admitted", b"admitted", "embedding", b"embedding", "kind", b"kind", "queued", b"queued", "refused", b"refused", "tokens", b"tokens", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted", b"admitted", "embedding", b"embedding", "kind", b"kind", "refused", b"refused", "tokens", b"tokens", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted", b"admitted", "embedding", b"embedding", "kind", b"kind", "queued", b"queued", "refused", b"refused", "tokens", b"tokens", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "admitted", "tokens", "refused", "embedding"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "admitted", "tokens", "refused", "embedding", "queued"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -208,6 +212,8 @@ class Job(_message.Message):
     EMBEDDING_FIELD_NUMBER: _builtins.int
     RESUME_FIELD_NUMBER: _builtins.int
     RETURN_PROMPT_FIELD_NUMBER: _builtins.int
+    TENANT_WEIGHT_FIELD_NUMBER: _builtins.int
+    CONTEXT_CACHE_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Made by the gateway; a retry keeps it and raises the epoch."""
     attempt_epoch: _builtins.int
@@ -216,6 +222,12 @@ class Job(_message.Message):
     """Choices per prompt."""
     return_prompt: _builtins.bool
     """Send a ChoicePrompt before the first token of every choice."""
+    tenant_weight: _builtins.float
+    """Of the tenant, beside other tenants where work has to wait; 0 counts as 1."""
+    context_cache_id: _builtins.str
+    """Of a chat or completion: what comes before its input, a context of the tenant (contexts.proto);
+    empty = nothing.
+    """
     @_builtins.property
     def context(self) -> _types_pb2.WorkContext: ...
     @_builtins.property
@@ -244,10 +256,12 @@ class Job(_message.Message):
         embedding: Global___EmbeddingInput | None = ...,
         resume: _abc.Iterable[Global___ResumePoint] | None = ...,
         return_prompt: _builtins.bool = ...,
+        tenant_weight: _builtins.float = ...,
+        context_cache_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "completion", b"completion", "context", b"context", "embedding", b"embedding", "input", b"input", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_epoch", b"attempt_epoch", "chat", b"chat", "completion", b"completion", "context", b"context", "embedding", b"embedding", "id", b"id", "input", b"input", "model", b"model", "n", b"n", "resume", b"resume", "return_prompt", b"return_prompt", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_epoch", b"attempt_epoch", "chat", b"chat", "completion", b"completion", "context", b"context", "context_cache_id", b"context_cache_id", "embedding", b"embedding", "id", b"id", "input", b"input", "model", b"model", "n", b"n", "resume", b"resume", "return_prompt", b"return_prompt", "sampling", b"sampling", "tenant_weight", b"tenant_weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["chat", "completion", "embedding"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
@@ -360,23 +374,20 @@ class Tool(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     PARAMETERS_JSON_FIELD_NUMBER: _builtins.int
-    STRICT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     description: _builtins.str
     parameters_json: _builtins.str
     """A JSON schema of an object; empty = no parameters."""
-    strict: _builtins.bool
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         description: _builtins.str = ...,
         parameters_json: _builtins.str = ...,
-        strict: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "parameters_json", b"parameters_json", "strict", b"strict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "parameters_json", b"parameters_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -567,8 +578,33 @@ class JobCredit(_message.Message):
 Global___JobCredit: _TypeAlias = JobCredit  # noqa: Y015
 
 @_typing.final
+class JobQueued(_message.Message):
+    """Every task executor is full, and the job waits its tenant's turn: an admission or a refusal follows,
+    and the job executor bounds how long that takes.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLE_FIELD_NUMBER: _builtins.int
+    handle: _builtins.int
+    def __init__(
+        self,
+        *,
+        handle: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobQueued: _TypeAlias = JobQueued  # noqa: Y015
+
+@_typing.final
 class JobAdmitted(_message.Message):
-    """Every task of the job has a place: the gateway may now send its status line."""
+    """The job runs, and each of its tasks that does not yet has a place in the queue: the gateway may now
+    send its status line.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1152,6 +1188,7 @@ class ChoiceStory(_message.Message):
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    WAITED_MILLISECONDS_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     task_executor_id: _builtins.str
     """Where its task ran last, and how often it was placed."""
@@ -1165,6 +1202,8 @@ class ChoiceStory(_message.Message):
     cached_tokens: _builtins.int
     completion_tokens: _builtins.int
     finish_reason: _types_pb2.FinishReason.ValueType
+    waited_milliseconds: _builtins.float
+    """In the job executor, for its tenant's turn; absent where it did not wait."""
     @_builtins.property
     def error(self) -> _types_pb2.Error: ...
     def __init__(
@@ -1182,10 +1221,11 @@ class ChoiceStory(_message.Message):
         completion_tokens: _builtins.int = ...,
         finish_reason: _types_pb2.FinishReason.ValueType = ...,
         error: _types_pb2.Error | None = ...,
+        waited_milliseconds: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_finished_milliseconds", b"_finished_milliseconds", "_first_token_milliseconds", b"_first_token_milliseconds", "_prefill_milliseconds", b"_prefill_milliseconds", "_queued_milliseconds", b"_queued_milliseconds", "error", b"error", "finished_milliseconds", b"finished_milliseconds", "first_token_milliseconds", b"first_token_milliseconds", "prefill_milliseconds", b"prefill_milliseconds", "queued_milliseconds", b"queued_milliseconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_finished_milliseconds", b"_finished_milliseconds", "_first_token_milliseconds", b"_first_token_milliseconds", "_prefill_milliseconds", b"_prefill_milliseconds", "_queued_milliseconds", b"_queued_milliseconds", "_waited_milliseconds", b"_waited_milliseconds", "error", b"error", "finished_milliseconds", b"finished_milliseconds", "first_token_milliseconds", b"first_token_milliseconds", "prefill_milliseconds", b"prefill_milliseconds", "queued_milliseconds", b"queued_milliseconds", "waited_milliseconds", b"waited_milliseconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finished_milliseconds", b"_finished_milliseconds", "_first_token_milliseconds", b"_first_token_milliseconds", "_prefill_milliseconds", b"_prefill_milliseconds", "_queued_milliseconds", b"_queued_milliseconds", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "error", b"error", "finish_reason", b"finish_reason", "finished_milliseconds", b"finished_milliseconds", "first_token_milliseconds", b"first_token_milliseconds", "index", b"index", "placements", b"placements", "prefill_milliseconds", b"prefill_milliseconds", "prompt_tokens", b"prompt_tokens", "queued_milliseconds", b"queued_milliseconds", "task_executor_id", b"task_executor_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finished_milliseconds", b"_finished_milliseconds", "_first_token_milliseconds", b"_first_token_milliseconds", "_prefill_milliseconds", b"_prefill_milliseconds", "_queued_milliseconds", b"_queued_milliseconds", "_waited_milliseconds", b"_waited_milliseconds", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "error", b"error", "finish_reason", b"finish_reason", "finished_milliseconds", b"finished_milliseconds", "first_token_milliseconds", b"first_token_milliseconds", "index", b"index", "placements", b"placements", "prefill_milliseconds", b"prefill_milliseconds", "prompt_tokens", b"prompt_tokens", "queued_milliseconds", b"queued_milliseconds", "task_executor_id", b"task_executor_id", "waited_milliseconds", b"waited_milliseconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__finished_milliseconds: _TypeAlias = _typing.Literal["finished_milliseconds"]  # noqa: Y015
     _WhichOneofArgType__finished_milliseconds: _TypeAlias = _typing.Literal["_finished_milliseconds", b"_finished_milliseconds"]  # noqa: Y015
@@ -1195,6 +1235,8 @@ class ChoiceStory(_message.Message):
     _WhichOneofArgType__prefill_milliseconds: _TypeAlias = _typing.Literal["_prefill_milliseconds", b"_prefill_milliseconds"]  # noqa: Y015
     _WhichOneofReturnType__queued_milliseconds: _TypeAlias = _typing.Literal["queued_milliseconds"]  # noqa: Y015
     _WhichOneofArgType__queued_milliseconds: _TypeAlias = _typing.Literal["_queued_milliseconds", b"_queued_milliseconds"]  # noqa: Y015
+    _WhichOneofReturnType__waited_milliseconds: _TypeAlias = _typing.Literal["waited_milliseconds"]  # noqa: Y015
+    _WhichOneofArgType__waited_milliseconds: _TypeAlias = _typing.Literal["_waited_milliseconds", b"_waited_milliseconds"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__finished_milliseconds) -> _WhichOneofReturnType__finished_milliseconds | None: ...
     @_typing.overload
@@ -1203,5 +1245,7 @@ class ChoiceStory(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__prefill_milliseconds) -> _WhichOneofReturnType__prefill_milliseconds | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__queued_milliseconds) -> _WhichOneofReturnType__queued_milliseconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__waited_milliseconds) -> _WhichOneofReturnType__waited_milliseconds | None: ...
 
 Global___ChoiceStory: _TypeAlias = ChoiceStory  # noqa: Y015

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64\x65\x65pflow/v1/store.proto\x12\x0b\x64\x65\x65pflow.v1\"5\n\x06Record\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x0f\n\x07version\x18\x03 \x01(\x04\"\x1f\n\x10GetRecordRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\"8\n\x11GetRecordResponse\x12#\n\x06record\x18\x01 \x01(\x0b\x32\x13.deepflow.v1.Record\"\x88\x01\n\x10PutRecordRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x1d\n\x10\x65xpected_version\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05lease\x18\x04 \x01(\t\x12\x15\n\rfencing_token\x18\x05 \x01(\x04\x42\x13\n\x11_expected_version\"$\n\x11PutRecordResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\"H\n\x13\x44\x65leteRecordRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05lease\x18\x02 \x01(\t\x12\x15\n\rfencing_token\x18\x03 \x01(\x04\"\'\n\x14\x44\x65leteRecordResponse\x12\x0f\n\x07\x65xisted\x18\x01 \x01(\x08\"$\n\x12ListRecordsRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\"O\n\x13ListRecordsResponse\x12$\n\x07records\x18\x01 \x03(\x0b\x32\x13.deepflow.v1.Record\x12\x12\n\ngeneration\x18\x02 \x01(\t\"H\n\x13\x41\x63quireLeaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\x13\n\x0bttl_seconds\x18\x03 \x01(\x01\"j\n\x14\x41\x63quireLeaseResponse\x12\x10\n\x08\x61\x63quired\x18\x01 \x01(\x08\x12\x15\n\rfencing_token\x18\x02 \x01(\x04\x12\x0e\n\x06holder\x18\x03 \x01(\t\x12\x19\n\x11remaining_seconds\x18\x04 \x01(\x01\"J\n\x13ReleaseLeaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\x15\n\rfencing_token\x18\x03 \x01(\x04\"\x16\n\x14ReleaseLeaseResponse\"}\n\x0bTakeRequest\x12\x0e\n\x06holder\x18\x01 \x01(\t\x12\x15\n\rlease_seconds\x18\x02 \x01(\x01\x12 \n\x05takes\x18\x03 \x03(\x0b\x32\x11.deepflow.v1.Take\x12%\n\x05slots\x18\x04 \x03(\x0b\x32\x16.deepflow.v1.HoldSlots\"P\n\x04Take\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x04\x12\x0e\n\x06\x63harge\x18\x03 \x01(\x04\x12\x0c\n\x04need\x18\x04 \x01(\x04\x12\r\n\x05\x61head\x18\x05 \x01(\x04\"E\n\tHoldSlots\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\x12\x0c\n\x04need\x18\x03 \x01(\r\x12\r\n\x05\x61head\x18\x04 \x01(\r\"j\n\x0cTakeResponse\x12!\n\x05taken\x18\x01 \x03(\x0b\x32\x12.deepflow.v1.Taken\x12\x0c\n\x04held\x18\x02 \x03(\r\x12\x0e\n\x06window\x18\x03 \x01(\x04\x12\x19\n\x11resets_in_seconds\x18\x04 \x01(\x01\"+\n\x05Taken\x12\x0f\n\x07granted\x18\x01 \x01(\x04\x12\x11\n\tremaining\x18\x02 \x01(\x04\"W\n\x0f\x41\x64\x64UsageRequest\x12\x10\n\x08reporter\x18\x01 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x02 \x01(\x04\x12#\n\x04rows\x18\x03 \x03(\x0b\x32\x15.deepflow.v1.KeyUsage\"\x94\x01\n\x08KeyUsage\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08requests\x18\x04 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x05 \x01(\x04\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\x04\x12\x15\n\rcached_tokens\x18\x07 \x01(\x04\"\x12\n\x10\x41\x64\x64UsageResponse\"2\n\x10ListUsageRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\"8\n\x11ListUsageResponse\x12#\n\x04rows\x18\x01 \x03(\x0b\x32\x15.deepflow.v1.KeyUsage2\xe4\x03\n\x12RecordStoreService\x12\x44\n\x03Get\x12\x1d.deepflow.v1.GetRecordRequest\x1a\x1e.deepflow.v1.GetRecordResponse\x12\x44\n\x03Put\x12\x1d.deepflow.v1.PutRecordRequest\x1a\x1e.deepflow.v1.PutRecordResponse\x12M\n\x06\x44\x65lete\x12 .deepflow.v1.DeleteRecordRequest\x1a!.deepflow.v1.DeleteRecordResponse\x12I\n\x04List\x12\x1f.deepflow.v1.ListRecordsRequest\x1a .deepflow.v1.ListRecordsResponse\x12S\n\x0c\x41\x63quireLease\x12 .deepflow.v1.AcquireLeaseRequest\x1a!.deepflow.v1.AcquireLeaseResponse\x12S\n\x0cReleaseLease\x12 .deepflow.v1.ReleaseLeaseRequest\x1a!.deepflow.v1.ReleaseLeaseResponse2\xe2\x01\n\x0e\x43ounterService\x12;\n\x04Take\x12\x18.deepflow.v1.TakeRequest\x1a\x19.deepflow.v1.TakeResponse\x12G\n\x08\x41\x64\x64Usage\x12\x1c.deepflow.v1.AddUsageRequest\x1a\x1d.deepflow.v1.AddUsageResponse\x12J\n\tListUsage\x12\x1d.deepflow.v1.ListUsageRequest\x1a\x1e.deepflow.v1.ListUsageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64\x65\x65pflow/v1/store.proto\x12\x0b\x64\x65\x65pflow.v1\"5\n\x06Record\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x0f\n\x07version\x18\x03 \x01(\x04\"\x1f\n\x10GetRecordRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\"8\n\x11GetRecordResponse\x12#\n\x06record\x18\x01 \x01(\x0b\x32\x13.deepflow.v1.Record\"\x88\x01\n\x10PutRecordRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x1d\n\x10\x65xpected_version\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05lease\x18\x04 \x01(\t\x12\x15\n\rfencing_token\x18\x05 \x01(\x04\x42\x13\n\x11_expected_version\"$\n\x11PutRecordResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\"H\n\x13\x44\x65leteRecordRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05lease\x18\x02 \x01(\t\x12\x15\n\rfencing_token\x18\x03 \x01(\x04\"\'\n\x14\x44\x65leteRecordResponse\x12\x0f\n\x07\x65xisted\x18\x01 \x01(\x08\"$\n\x12ListRecordsRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\"O\n\x13ListRecordsResponse\x12$\n\x07records\x18\x01 \x03(\x0b\x32\x13.deepflow.v1.Record\x12\x12\n\ngeneration\x18\x02 \x01(\t\"]\n\x13\x41\x63quireLeaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\x13\n\x0bttl_seconds\x18\x03 \x01(\x01\x12\x13\n\x0bknown_token\x18\x04 \x01(\x04\"j\n\x14\x41\x63quireLeaseResponse\x12\x10\n\x08\x61\x63quired\x18\x01 \x01(\x08\x12\x15\n\rfencing_token\x18\x02 \x01(\x04\x12\x0e\n\x06holder\x18\x03 \x01(\t\x12\x19\n\x11remaining_seconds\x18\x04 \x01(\x01\"J\n\x13ReleaseLeaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\x15\n\rfencing_token\x18\x03 \x01(\x04\"\x16\n\x14ReleaseLeaseResponse\"}\n\x0bTakeRequest\x12\x0e\n\x06holder\x18\x01 \x01(\t\x12\x15\n\rlease_seconds\x18\x02 \x01(\x01\x12 \n\x05takes\x18\x03 \x03(\x0b\x32\x11.deepflow.v1.Take\x12%\n\x05slots\x18\x04 \x03(\x0b\x32\x16.deepflow.v1.HoldSlots\"P\n\x04Take\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x04\x12\x0e\n\x06\x63harge\x18\x03 \x01(\x04\x12\x0c\n\x04need\x18\x04 \x01(\x04\x12\r\n\x05\x61head\x18\x05 \x01(\x04\"E\n\tHoldSlots\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\x12\x0c\n\x04need\x18\x03 \x01(\r\x12\r\n\x05\x61head\x18\x04 \x01(\r\"j\n\x0cTakeResponse\x12!\n\x05taken\x18\x01 \x03(\x0b\x32\x12.deepflow.v1.Taken\x12\x0c\n\x04held\x18\x02 \x03(\r\x12\x0e\n\x06window\x18\x03 \x01(\x04\x12\x19\n\x11resets_in_seconds\x18\x04 \x01(\x01\"+\n\x05Taken\x12\x0f\n\x07granted\x18\x01 \x01(\x04\x12\x11\n\tremaining\x18\x02 \x01(\x04\"W\n\x0f\x41\x64\x64UsageRequest\x12\x10\n\x08reporter\x18\x01 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x02 \x01(\x04\x12#\n\x04rows\x18\x03 \x03(\x0b\x32\x15.deepflow.v1.KeyUsage\"\x94\x01\n\x08KeyUsage\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08requests\x18\x04 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x05 \x01(\x04\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\x04\x12\x15\n\rcached_tokens\x18\x07 \x01(\x04\"\x12\n\x10\x41\x64\x64UsageResponse\"2\n\x10ListUsageRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\"8\n\x11ListUsageResponse\x12#\n\x04rows\x18\x01 \x03(\x0b\x32\x15.deepflow.v1.KeyUsage2\xe4\x03\n\x12RecordStoreService\x12\x44\n\x03Get\x12\x1d.deepflow.v1.GetRecordRequest\x1a\x1e.deepflow.v1.GetRecordResponse\x12\x44\n\x03Put\x12\x1d.deepflow.v1.PutRecordRequest\x1a\x1e.deepflow.v1.PutRecordResponse\x12M\n\x06\x44\x65lete\x12 .deepflow.v1.DeleteRecordRequest\x1a!.deepflow.v1.DeleteRecordResponse\x12I\n\x04List\x12\x1f.deepflow.v1.ListRecordsRequest\x1a .deepflow.v1.ListRecordsResponse\x12S\n\x0c\x41\x63quireLease\x12 .deepflow.v1.AcquireLeaseRequest\x1a!.deepflow.v1.AcquireLeaseResponse\x12S\n\x0cReleaseLease\x12 .deepflow.v1.ReleaseLeaseRequest\x1a!.deepflow.v1.ReleaseLeaseResponse2\xe2\x01\n\x0e\x43ounterService\x12;\n\x04Take\x12\x18.deepflow.v1.TakeRequest\x1a\x19.deepflow.v1.TakeResponse\x12G\n\x08\x41\x64\x64Usage\x12\x1c.deepflow.v1.AddUsageRequest\x1a\x1d.deepflow.v1.AddUsageResponse\x12J\n\tListUsage\x12\x1d.deepflow.v1.ListUsageRequest\x1a\x1e.deepflow.v1.ListUsageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,35 +50,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTRECORDSRESPONSE']._serialized_start=516
   _globals['_LISTRECORDSRESPONSE']._serialized_end=595
   _globals['_ACQUIRELEASEREQUEST']._serialized_start=597
-  _globals['_ACQUIRELEASEREQUEST']._serialized_end=669
-  _globals['_ACQUIRELEASERESPONSE']._serialized_start=671
-  _globals['_ACQUIRELEASERESPONSE']._serialized_end=777
-  _globals['_RELEASELEASEREQUEST']._serialized_start=779
-  _globals['_RELEASELEASEREQUEST']._serialized_end=853
-  _globals['_RELEASELEASERESPONSE']._serialized_start=855
-  _globals['_RELEASELEASERESPONSE']._serialized_end=877
-  _globals['_TAKEREQUEST']._serialized_start=879
-  _globals['_TAKEREQUEST']._serialized_end=1004
-  _globals['_TAKE']._serialized_start=1006
-  _globals['_TAKE']._serialized_end=1086
-  _globals['_HOLDSLOTS']._serialized_start=1088
-  _globals['_HOLDSLOTS']._serialized_end=1157
-  _globals['_TAKERESPONSE']._serialized_start=1159
-  _globals['_TAKERESPONSE']._serialized_end=1265
-  _globals['_TAKEN']._serialized_start=1267
-  _globals['_TAKEN']._serialized_end=1310
-  _globals['_ADDUSAGEREQUEST']._serialized_start=1312
-  _globals['_ADDUSAGEREQUEST']._serialized_end=1399
-  _globals['_KEYUSAGE']._serialized_start=1402
-  _globals['_KEYUSAGE']._serialized_end=1550
-  _globals['_ADDUSAGERESPONSE']._serialized_start=1552
-  _globals['_ADDUSAGERESPONSE']._serialized_end=1570
-  _globals['_LISTUSAGEREQUEST']._serialized_start=1572
-  _globals['_LISTUSAGEREQUEST']._serialized_end=1622
-  _globals['_LISTUSAGERESPONSE']._serialized_start=1624
-  _globals['_LISTUSAGERESPONSE']._serialized_end=1680
-  _globals['_RECORDSTORESERVICE']._serialized_start=1683
-  _globals['_RECORDSTORESERVICE']._serialized_end=2167
-  _globals['_COUNTERSERVICE']._serialized_start=2170
-  _globals['_COUNTERSERVICE']._serialized_end=2396
+  _globals['_ACQUIRELEASEREQUEST']._serialized_end=690
+  _globals['_ACQUIRELEASERESPONSE']._serialized_start=692
+  _globals['_ACQUIRELEASERESPONSE']._serialized_end=798
+  _globals['_RELEASELEASEREQUEST']._serialized_start=800
+  _globals['_RELEASELEASEREQUEST']._serialized_end=874
+  _globals['_RELEASELEASERESPONSE']._serialized_start=876
+  _globals['_RELEASELEASERESPONSE']._serialized_end=898
+  _globals['_TAKEREQUEST']._serialized_start=900
+  _globals['_TAKEREQUEST']._serialized_end=1025
+  _globals['_TAKE']._serialized_start=1027
+  _globals['_TAKE']._serialized_end=1107
+  _globals['_HOLDSLOTS']._serialized_start=1109
+  _globals['_HOLDSLOTS']._serialized_end=1178
+  _globals['_TAKERESPONSE']._serialized_start=1180
+  _globals['_TAKERESPONSE']._serialized_end=1286
+  _globals['_TAKEN']._serialized_start=1288
+  _globals['_TAKEN']._serialized_end=1331
+  _globals['_ADDUSAGEREQUEST']._serialized_start=1333
+  _globals['_ADDUSAGEREQUEST']._serialized_end=1420
+  _globals['_KEYUSAGE']._serialized_start=1423
+  _globals['_KEYUSAGE']._serialized_end=1571
+  _globals['_ADDUSAGERESPONSE']._serialized_start=1573
+  _globals['_ADDUSAGERESPONSE']._serialized_end=1591
+  _globals['_LISTUSAGEREQUEST']._serialized_start=1593
+  _globals['_LISTUSAGEREQUEST']._serialized_end=1643
+  _globals['_LISTUSAGERESPONSE']._serialized_start=1645
+  _globals['_LISTUSAGERESPONSE']._serialized_end=1701
+  _globals['_RECORDSTORESERVICE']._serialized_start=1704
+  _globals['_RECORDSTORESERVICE']._serialized_end=2188
+  _globals['_COUNTERSERVICE']._serialized_start=2191
+  _globals['_COUNTERSERVICE']._serialized_end=2417
 # @@protoc_insertion_point(module_scope)

@@ -233,19 +233,25 @@ class AcquireLeaseRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     HOLDER_FIELD_NUMBER: _builtins.int
     TTL_SECONDS_FIELD_NUMBER: _builtins.int
+    KNOWN_TOKEN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     holder: _builtins.str
     ttl_seconds: _builtins.float
+    known_token: _builtins.int
+    """The highest token that the caller knows of: it gets a greater one where the records, restored
+    from an older copy, have forgotten it.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         holder: _builtins.str = ...,
         ttl_seconds: _builtins.float = ...,
+        known_token: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "name", b"name", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "known_token", b"known_token", "name", b"name", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -403,6 +403,7 @@ class Grammar(_message.Message):
     CHOICE_FIELD_NUMBER: _builtins.int
     LARK_FIELD_NUMBER: _builtins.int
     PARAM_FIELD_NUMBER: _builtins.int
+    PART_PARAMS_FIELD_NUMBER: _builtins.int
     json_schema: _builtins.str
     """A JSON schema, as JSON text."""
     regex: _builtins.str
@@ -414,6 +415,10 @@ class Grammar(_message.Message):
     def choice(self) -> Global___Strings:
         """One of these strings."""
 
+    @_builtins.property
+    def part_params(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of `lark`: the fields that the schemas inside it came from, in their order."""
+
     def __init__(
         self,
         *,
@@ -422,10 +427,11 @@ class Grammar(_message.Message):
         choice: Global___Strings | None = ...,
         lark: _builtins.str = ...,
         param: _builtins.str = ...,
+        part_params: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "json_schema", b"json_schema", "kind", b"kind", "lark", b"lark", "regex", b"regex"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "json_schema", b"json_schema", "kind", b"kind", "lark", b"lark", "param", b"param", "regex", b"regex"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "json_schema", b"json_schema", "kind", b"kind", "lark", b"lark", "param", b"param", "part_params", b"part_params", "regex", b"regex"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["json_schema", "regex", "choice", "lark"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
