@@ -17,6 +17,7 @@ from nats.aio.msg import Msg
 
 from deepflow import process_metrics
 from deepflow.config import ServiceConfig
+from deepflow.subjects import is_by_its_speaker
 
 log = logging.getLogger(__name__)
 
@@ -71,13 +72,19 @@ class Bus:
     async def subscribe(
         self, subject: str, kind: type[M], handler: Callable[[M], Awaitable[None]]
     ) -> None:
-        """Call `handler` with every message of `subject`; one that cannot be read is logged."""
+        """Call `handler` with every message of `subject`.
+
+        One that cannot be read, or that its speaker sent in another's name, is logged.
+        """
 
         async def receive(message: Msg) -> None:
             try:
                 event = kind.FromString(message.data)
             except DecodeError:
                 log.error("unreadable message on %s", message.subject)
+                return
+            if not is_by_its_speaker(message.subject, event):
+                log.error("a message on %s speaks for somebody else", message.subject)
                 return
             await handler(event)
 

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, cast
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from deepflow.errors import Unavailable
 from services.kv_store.config import KvStoreConfig
@@ -65,6 +65,8 @@ async def translated() -> AsyncIterator[None]:
         yield
     except AuthenticationError as error:
         raise unavailable(f"Redis refuses the kv_store's password: {error}") from error
+    except NoPermissionError as error:
+        raise unavailable(f"Redis refuses the kv_store's user a right it needs: {error}") from error
     except (RedisError, OSError, TimeoutError) as error:
         raise unavailable(f"Redis is not answering: {error or type(error).__name__}") from error
 

@@ -7,6 +7,7 @@ from deepflow.errors import PermissionDenied, Unauthenticated, Unavailable
 from services.gateway.auth.caller import ANYBODY, Caller
 from services.gateway.auth.follower import Follower
 from services.gateway.auth.key_ring import KeyRing
+from services.gateway.auth.sites import is_strangers
 from services.gateway.http.exchange import Exchange
 
 # Asked by machines that hold no key; they tell nothing about anybody's work.
@@ -42,6 +43,13 @@ class Gate:
         is_for_admins = path in ADMIN_ROUTES or path.startswith(ADMIN_PREFIX)
         if is_for_admins and caller.has_key and not caller.is_admin:
             raise PermissionDenied(f"{path[:64]} needs an admin key", reason="admin_key_needed")
+        if not caller.has_key and is_strangers(*exchange.site):
+            raise PermissionDenied(
+                "without an API key this gateway answers this machine only, and neither pages of"
+                " other sites nor other names that point here; ask at 127.0.0.1, or make a key"
+                f" with '{CREATE_A_KEY}'",
+                reason="foreign_site",
+            )
         return caller
 
     async def _identify(self, key: str) -> Caller:

@@ -1,0 +1,1 @@
+"""What a stranger finds: who listens, and what answers to whom."""

@@ -1,0 +1,62 @@
+"""The bus over a real NATS: what is heard, and what is not."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from nats.aio.client import Client
+
+from deepflow.bus import Bus
+from deepflow.config import ServiceConfig
+from deepflow.v1 import cluster_pb2, events_pb2
+from deepflow.v1 import types_pb2 as types
+from tests.servers import ServerProcess, nats_server, until
+
+SUBJECT = "deepflow.heartbeat.task_executor"
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ServerProcess]:
+    async with nats_server(user="u", password="p") as server:
+        yield server
+
+
+def beat(id: str, kind: types.MemberKind.ValueType) -> bytes:
+    member = cluster_pb2.Member(id=id, kind=kind)
+    return events_pb2.Heartbeat(id=id, member=member).SerializeToString()
+
+
+async def test_nobody_is_heard_in_anothers_name(
+    server: ServerProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[str] = []
+
+    async def hear(event: events_pb2.Heartbeat) -> None:
+        heard.append(event.id)
+
+    bus = Bus(ServiceConfig(nats_url=server.url, nats_user="u", nats_password="p"), "test")
+    await bus.subscribe("deepflow.heartbeat.*.*", events_pb2.Heartbeat, hear)
+    bus.start()
+    await bus.connected.wait()
+    stranger = Client()
+    await stranger.connect(server.url, user="u", password="p")
+
+    executor, gateway = types.MEMBER_KIND_TASK_EXECUTOR, types.MEMBER_KIND_GATEWAY
+    told = [
+        (f"{SUBJECT}.te-0", beat("gateway-0", gateway)),
+        (f"{SUBJECT}.gateway-0", beat("gateway-0", gateway)),
+        (f"{SUBJECT}.te-0", beat("te-1", executor)),
+        (f"{SUBJECT}.te-0", b"\xff"),
+    ]
+
+    async def is_heard() -> bool:
+        """In order: what came before the honest one was passed over by then."""
+        for subject, message in (*told, (f"{SUBJECT}.te-0", beat("te-0", executor))):
+            await stranger.publish(subject, message)
+        await stranger.flush()
+        return bool(heard)
+
+    await until(is_heard, what="the honest heartbeat")
+    assert set(heard) == {"te-0"}
+    assert caplog.text.count("speaks for somebody else") >= 3
+    await stranger.close()
+    await bus.close()
