@@ -14,6 +14,7 @@ from typing import Protocol, TypeAlias, TypeVar
 
 from deepflow import clock, config, ids, process_metrics, telemetry
 from deepflow.core.bound import bound_to_parent as bound_to_parent
+from deepflow.mesh_tls import mesh_tls
 from deepflow.v1 import types_pb2 as types
 
 log = logging.getLogger(__name__)
@@ -110,8 +111,11 @@ Config = TypeVar("Config", bound=config.ServiceConfig)
 def run(service: str, kind: type[Config], make_server: Callable[[Config], Server]) -> None:
     """The main function of every service; ends the process."""
     path = _parse_arguments(service, kind)
+    from deepflow import rpc  # late: whoever only wants a state's word needs no gRPC
+
     try:
         settings = config.load(kind, service, path=path)
+        rpc.speak_tls(mesh_tls(settings))
     except config.ConfigError as error:
         sys.stderr.write(f"{service}: {error}\n")
         sys.exit(EXIT_BAD_CONFIG)

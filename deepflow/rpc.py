@@ -1,6 +1,7 @@
 """gRPC between services: one way to listen, one way to call, one translation of errors.
 
-Every port asks for the cluster token. Every unary call has a deadline; only calls that their
+Every port asks for the cluster token, and for a certificate where the process was told to speak
+mutual TLS. Every unary call has a deadline; only calls that their
 method declares idempotent are retried. A DeepFlowError raised by a handler arrives at the caller
 as the same DeepFlowError.
 """
@@ -33,6 +34,7 @@ from deepflow.errors import (
     from_proto,
     to_proto,
 )
+from deepflow.tls import SERVICE_NAME, MeshTls
 from deepflow.v1 import types_pb2 as types
 
 log = logging.getLogger(__name__)
@@ -78,6 +80,16 @@ _ERROR_BY_STATUS = {status: kind for kind, status in _STATUS_BY_ERROR}
 
 Response = TypeVar("Response")
 
+# A process is one party of its cluster: what it shows is the same on each of its connections, and
+# no call site can forget it.
+_identity: MeshTls | None = None
+
+
+def speak_tls(identity: MeshTls | None) -> None:
+    """From now on: every port and every peer that is made. None = plain."""
+    global _identity
+    _identity = identity
+
 
 def new_server(token: str) -> grpc.aio.Server:
     """A server whose every method asks for the token; add servicers, then `listen`."""
@@ -87,7 +99,7 @@ def new_server(token: str) -> grpc.aio.Server:
 async def listen(server: grpc.aio.Server, host: str, port: int) -> int:
     """Bind and start; answers the port (a free one for 0). Raises OSError for a busy one."""
     try:
-        bound = server.add_insecure_port(f"{host}:{port}")
+        bound = _add_port(server, f"{host}:{port}")
     except RuntimeError as error:
         raise OSError(f"cannot listen on {host}:{port}: {error}") from error
     if bound == 0:
@@ -101,7 +113,7 @@ class Peer:
 
     def __init__(self, address: str, token: str) -> None:
         self.address = address
-        self.channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self.channel = _open_channel(address)
         self.metadata = (("authorization", f"Bearer {token}"),)
 
     async def call(
@@ -136,6 +148,26 @@ class Peer:
         await self.channel.close()
 
 
+def _add_port(server: grpc.aio.Server, address: str) -> int:
+    if _identity is None:
+        return server.add_insecure_port(address)
+    credentials = grpc.ssl_server_credentials(
+        [(_identity.key, _identity.certificate)],
+        root_certificates=_identity.ca,
+        require_client_auth=True,
+    )
+    return server.add_secure_port(address, credentials)
+
+
+def _open_channel(address: str) -> grpc.aio.Channel:
+    if _identity is None:
+        return grpc.aio.insecure_channel(address, options=_OPTIONS)
+    credentials = grpc.ssl_channel_credentials(_identity.ca, _identity.key, _identity.certificate)
+    # Addresses come and go; the name in the certificate says that it is one of ours.
+    options = (*_OPTIONS, ("grpc.ssl_target_name_override", SERVICE_NAME))
+    return grpc.aio.secure_channel(address, credentials, options=options)
+
+
 def _cancel_requests() -> int:
     task = asyncio.current_task()
     return task.cancelling() if task is not None else 0
@@ -165,8 +197,9 @@ class _Guard(grpc.aio.ServerInterceptor):
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         given = dict(details.invocation_metadata).get("authorization", "")
         handler = await continuation(details)
-        if handler is None or hmac.compare_digest(str(given).encode(), self._expected):
+        if hmac.compare_digest(str(given).encode(), self._expected):
             return handler
+        # Also where there is no such method: a stranger does not learn which ones there are.
         return _refusal_like(handler)
 
 
@@ -212,6 +245,8 @@ def _refusal_like(handler: Any) -> Any:
         await abort(context, refusal)
         yield None
 
+    if handler is None:
+        return grpc.stream_stream_rpc_method_handler(refuse_stream)
     if handler.response_streaming:
         make = (
             grpc.stream_stream_rpc_method_handler

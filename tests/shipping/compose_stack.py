@@ -183,6 +183,8 @@ class ComposeStack:
     def _here(self, value: str, address: str, replica: str) -> str:
         if value == "0.0.0.0":
             return address
+        if value.startswith("127.0.0.1:"):  # the container's own loopback
+            return address + value.removeprefix("127.0.0.1")
         for name in sorted(self.addresses, key=len, reverse=True):
             value = re.sub(rf"(?<![\w-]){name}(?=:\d)", self.addresses[name], value)
         return value.replace("{hostname}", replica)

@@ -8,8 +8,8 @@ from typing import Any
 
 import psutil
 
-from deepflow.core.sizes import GIB, format_bytes
-from deepflow.hub.models_folder import default_models_folder
+from deepflow.core.fetched_models import default_models_folder
+from deepflow.core.sizes import GIB, MIB, format_bytes
 from deepflow.local.checkup.finding import Finding, fail, fine, warn
 from deepflow.local.client import NoStack, SupervisorClient
 from deepflow.local.data_dir import DataDir
@@ -18,6 +18,7 @@ from deepflow.local.ports import require_free
 
 DEFAULT_PORT = 8000
 DISK_MIN_BYTES = 5 * GIB
+DISK_FULL_BYTES = MIB  # Redis ends where it cannot write a record
 GOOD_STATES = frozenset(("ready", "running", "blank"))
 
 
@@ -116,6 +117,8 @@ def judge_folder(folder: Path, fault: str, free: int) -> Finding:
     if fault:
         return fail(about, fault, "choose another with --data-dir or DEEPFLOW_DATA_DIR")
     says = f"{folder}, {format_bytes(free)} free"
+    if free < DISK_FULL_BYTES:
+        return fail(about, says, "make room: no record and no log line can be written")
     if free < DISK_MIN_BYTES:
         return warn(about, says, "make room: records and logs stop where the disk is full")
     return fine(about, says)

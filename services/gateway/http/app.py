@@ -16,9 +16,6 @@ Handler = Callable[[Exchange], Awaitable[None]]
 
 METHOD_NOT_ALLOWED = 405
 
-# Whatever can be read can be asked for its head alone; the protocol leaves the body out.
-_ALLOWED = {"GET": ("GET", "HEAD")}
-
 # Asked every few seconds by machines: their log lines would bury the others.
 PROBES = ("/health", "/ready", "/metrics")
 
@@ -34,6 +31,11 @@ class Application:
         self._routes = routes
         self._prefixes = [path for path in routes if path.endswith("/")]
         self.in_flight = 0
+
+    @property
+    def routes(self) -> dict[str, tuple[str, ...]]:
+        """Path -> methods."""
+        return {path: tuple(methods.split()) for path, (methods, _) in self._routes.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,7 +66,7 @@ class Application:
                     reason="route_not_found",
                 )
             method, handler = self._routes[route]
-            allowed = _ALLOWED.get(method) or tuple(method.split())
+            allowed = tuple(_with_head(method).split())
             if exchange.method not in allowed:
                 await _refuse_method(exchange, allowed)
                 return
@@ -84,13 +86,19 @@ class Application:
         return ""
 
 
+def _with_head(methods: str) -> str:
+    """Whatever can be read can be asked for its head alone; the protocol leaves the body out."""
+    return methods.replace("GET", "GET HEAD")
+
+
 def name_in(exchange: Exchange, prefix: str) -> str:
     return exchange.path[len(prefix) :]
 
 
 async def _refuse_method(exchange: Exchange, allowed: tuple[str, ...]) -> None:
+    usual = " or ".join(method for method in allowed if method != "HEAD")
     error = InvalidRequest(
-        f"{exchange.method} is not allowed at {exchange.path[:128]}; use {allowed[0]}",
+        f"{exchange.method} is not allowed at {exchange.path[:128]}; use {usual}",
         reason="method_not_allowed",
     )
     allow = (b"allow", ", ".join(allowed).encode())

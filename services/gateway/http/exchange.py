@@ -71,6 +71,12 @@ class Exchange:
             return ""
         return key.strip().decode("latin-1")
 
+    @property
+    def site(self) -> tuple[str, str]:
+        """What the headers Host and Origin say; empty where they are not there."""
+        host, origin = self._headers.get(b"host", b""), self._headers.get(b"origin", b"")
+        return host.decode("latin-1"), origin.decode("latin-1")
+
     def trace(self) -> types.TraceContext | None:
         """The caller's trace; one that is malformed is dropped, as W3C asks."""
         parent = self._headers.get(b"traceparent", b"").decode("latin-1")

@@ -1,6 +1,7 @@
 """Binds the port and serves the application in the running loop."""
 
 import asyncio
+import contextlib
 import errno
 import socket
 from email.utils import formatdate
@@ -9,7 +10,9 @@ from typing import Any
 import uvicorn
 from uvicorn.server import ServerState
 
+from deepflow.background import end
 from services.gateway.config import GatewayConfig
+from services.gateway.http.https import HttpsServer, public_certificate
 from services.gateway.http.protocol import bounded_protocol
 
 BACKLOG = 2048
@@ -36,7 +39,11 @@ class Listener:
         self._state = ServerState()
         self._server: asyncio.Server | None = None
         self._bound: socket.socket | None = None
+        self._welcomes: set[asyncio.Task[None]] = set()
         self._dating: asyncio.TimerHandle | None = None
+        self._is_serving = False
+        self._is_refusing = False
+        self._https = self._make_https()
 
     def take_port(self) -> socket.socket:
         """The port is ours; who connects is refused until `start`."""
@@ -48,21 +55,58 @@ class Listener:
         bound = self._bound or self.take_port()
         self._config.load()
         self._set_date()
-        self._server = await asyncio.get_running_loop().create_server(
-            self._make_protocol, sock=bound, backlog=BACKLOG
-        )
+        await self._serve(bound)
+
+    async def _serve(self, bound: socket.socket) -> None:
+        self._is_refusing = False
+        if self._https is not None:
+            self._https.serve(bound, BACKLOG)
+        else:
+            self._server = await asyncio.get_running_loop().create_server(
+                self._make_protocol, sock=bound, backlog=BACKLOG
+            )
+        self._is_serving = True
 
     def refuse(self) -> None:
         """Whoever comes now is refused and finds another gateway; who is here is answered."""
-        if self._server is not None:
-            self._server.close()
+        self._is_refusing = True
+        if self._is_serving:
+            self._let_in_who_waits()
+            self._stop_accepting()
         for connection in list(self._state.connections):
             connection.end_after_answer()  # type: ignore[union-attr]
+
+    def _let_in_who_waits(self) -> None:
+        """The kernel has said yes to them already; closing the port would hang up on them."""
+        bound, self._bound = self._bound, None
+        if bound is None:
+            return
+        with contextlib.suppress(OSError):  # nobody waits any more
+            for _ in range(BACKLOG):
+                connection, _ = bound.accept()
+                connection.setblocking(False)
+                if self._https is not None:
+                    self._https.take(connection)
+                    continue
+                welcome = asyncio.create_task(self._welcome(connection))
+                self._welcomes.add(welcome)
+                welcome.add_done_callback(self._welcomes.discard)
+
+    async def _welcome(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        _, protocol = await loop.connect_accepted_socket(self._make_protocol, connection)
+        protocol.end_after_answer()  # type: ignore[attr-defined]
+
+    async def resume(self) -> None:
+        """After `refuse`: on the same port. Raises OSError where somebody else took it."""
+        self._bound = bind(self._settings.host, self.port)
+        await self._serve(self._bound)
 
     async def wait_until_left(self) -> None:
         """After `refuse`: until everybody has an answer and is gone."""
         while True:
-            if not self._state.connections:
+            handshakes = self._https.handshakes if self._https is not None else 0
+            if not self._state.connections and not self._welcomes and not handshakes:
                 return
             await asyncio.sleep(LEFT_POLL_SECONDS)
 
@@ -70,23 +114,54 @@ class Listener:
         """Hang up on everybody; call it when answers have ended."""
         if self._dating is not None:
             self._dating.cancel()
-        if self._server is None:
+        if self._https is not None:
+            await self._https.end()
+        if not self._is_serving:
             if self._bound is not None:
                 self._bound.close()
             return
-        self._server.close()
+        self._stop_accepting()
+        await end(*self._welcomes)
         for connection in list(self._state.connections):
             connection.transport.abort()
         tasks = list(self._state.tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._server.wait_closed()
+        if self._server is not None:
+            await self._server.wait_closed()
 
     def _make_protocol(self) -> asyncio.Protocol:
         return self._config.http_protocol_class(  # type: ignore[call-arg]
             config=self._config, server_state=self._state, app_state={}
         )
+
+    def _stop_accepting(self) -> None:
+        if self._https is not None:
+            self._https.close()
+        if self._server is not None:
+            self._server.close()
+
+    def _make_https(self) -> HttpsServer | None:
+        certificate = public_certificate(self._settings)
+        if certificate is None:
+            return None
+        return HttpsServer(
+            certificate,
+            self._settings.handshake_seconds_max,
+            self._has_room,
+            self._make_protocol,
+            self._connected,
+        )
+
+    def _has_room(self) -> bool:
+        handshakes = self._https.handshakes if self._https is not None else 0
+        return len(self._state.connections) + handshakes < self._settings.connections_max
+
+    def _connected(self, protocol: asyncio.Protocol) -> None:
+        """Its handshake is through."""
+        if self._is_refusing:  # it came before, and is answered
+            protocol.end_after_answer()  # type: ignore[attr-defined]
 
     def _set_date(self) -> None:
         self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
