@@ -12,6 +12,9 @@ MODELS_MAX = 64
 MODEL_CHARACTERS_MAX = 256
 TOKENS_MAX = 2**40
 REQUESTS_MAX = 2**31
+# A tenant without a weight has 1.
+WEIGHT_DEFAULT = 1.0
+WEIGHT_MIN, WEIGHT_MAX = 0.01, 100.0
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -38,7 +41,18 @@ def check_tenant(tenant: access_pb2.Tenant) -> access_pb2.Tenant:
     _check_limit(tenant.tokens_per_minute, TOKENS_MAX, "tokens_per_minute")
     _check_limit(tenant.concurrent_requests, REQUESTS_MAX, "concurrent_requests")
     _check_models(tenant.allowed_models)
+    if tenant.weight:  # 0 = none was given
+        check_weight(tenant.weight)
     return tenant
+
+
+def check_weight(weight: float) -> float:
+    """Also false for what is no number at all."""
+    if not WEIGHT_MIN <= weight <= WEIGHT_MAX:
+        raise InvalidRequest(
+            f"weight must be from {WEIGHT_MIN:g} to {WEIGHT_MAX:g}, not {weight:g}", param="weight"
+        )
+    return weight
 
 
 def _check_limit(value: int, maximum: int, param: str) -> None:

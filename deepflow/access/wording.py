@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from deepflow.access.names import WEIGHT_DEFAULT
 from deepflow.v1 import access_pb2, store_pb2
 
 
@@ -26,6 +27,7 @@ def describe_tenant(tenant: access_pb2.Tenant) -> dict[str, Any]:
         "tokens_per_minute": tenant.tokens_per_minute or None,
         "concurrent_requests": tenant.concurrent_requests or None,
         "allowed_models": list(tenant.allowed_models) or None,
+        "weight": tenant.weight or WEIGHT_DEFAULT,
     }
 
 

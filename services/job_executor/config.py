@@ -4,6 +4,7 @@ from pydantic import Field, field_validator
 
 from deepflow.config import MeshServiceConfig
 from services.job_executor.scheduling.registry import DEFAULT_POLICY, make_policy
+from services.job_executor.scheduling.waiting_room import RoomLimits
 
 
 class JobExecutorConfig(MeshServiceConfig):
@@ -19,6 +20,19 @@ class JobExecutorConfig(MeshServiceConfig):
     )
     jobs_max: int = Field(
         4096, ge=1, description="Jobs at a time; one more is refused with a retry hint."
+    )
+    waiting_tasks_max: int = Field(
+        4096,
+        ge=1,
+        description="Tasks that may wait for room on a task executor; more are refused with 503.",
+    )
+    waiting_tasks_per_tenant_max: int = Field(
+        2048, ge=1, description="Of these, those of one tenant; more are refused with 429."
+    )
+    waiting_seconds_max: float = Field(
+        60.0,
+        gt=0,
+        description="A job of which nothing runs by then is refused with 503.",
     )
     tasks_per_job_max: int = Field(
         128, ge=1, description="Choices of one job: prompts times n; more is a bad request."
@@ -53,6 +67,12 @@ class JobExecutorConfig(MeshServiceConfig):
     log_bytes_max: int = Field(
         256 * 1024 * 1024, ge=0, description="Memory for token logs of ended jobs; oldest go first."
     )
+
+    @property
+    def room_limits(self) -> RoomLimits:
+        return RoomLimits(
+            self.waiting_tasks_max, self.waiting_tasks_per_tenant_max, self.waiting_seconds_max
+        )
 
     @field_validator("policy")
     @classmethod

@@ -10,17 +10,21 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 
+from deepflow import clock
 from deepflow.background import end
 from deepflow.errors import DeepFlowError, Unavailable
 from deepflow.rpc import Peer, translate
-from deepflow.v1 import cluster_pb2, tasks_pb2
+from deepflow.v1 import cluster_pb2, events_pb2, tasks_pb2
 from deepflow.v1.tasks_pb2_grpc import TaskExecutorServiceStub
+from services.job_executor.links.unstarted import Unstarted
+from services.job_executor.scheduling.capacity import Capacity, Occupancy
 
 log = logging.getLogger(__name__)
 
 RECONNECT_FIRST_SECONDS = 0.05
 RECONNECT_MAX_SECONDS = 1.0
 RETRY_SECONDS = 1.0
+FRESH_SECONDS = 3.0
 
 
 class TaskOwner(Protocol):
@@ -57,7 +61,9 @@ class TaskExecutorLink:
         token: str,
         hello: tasks_pb2.TasksHello,
         receive: Receive,
+        on_room: Callable[[], None],
     ) -> None:
+        """`on_room` is told whenever there may be room for one task more."""
         self.member = member
         self.incarnation = member.incarnation
         self.is_live = False
@@ -65,6 +71,10 @@ class TaskExecutorLink:
         self.tasks: dict[int, TaskOwner] = {}
         self.reported = 0  # tasks there by its last heartbeat, and ours at that moment
         self.outstanding_at_report = 0
+        self._reported_at = 0.0
+        self._free_blocks: int | None = None  # by its last heartbeat
+        self._unstarted = Unstarted()
+        self._on_room = on_room
         self._peer = Peer(member.address, token)
         self._hello = hello
         self._receive = receive
@@ -77,6 +87,31 @@ class TaskExecutorLink:
     def id(self) -> str:
         return self.member.id
 
+    @property
+    def peer(self) -> Peer:
+        """For calls beside the stream."""
+        return self._peer
+
+    @property
+    def capacity(self) -> Capacity:
+        told = self.member.capabilities
+        return Capacity(told.max_sequences, told.max_step_tokens, told.block_size)
+
+    @property
+    def occupancy(self) -> Occupancy:
+        return Occupancy(
+            tasks=len(self.tasks),
+            unstarted=len(self._unstarted),
+            unstarted_tokens=self._unstarted.tokens,
+            others=max(0, self.reported - self.outstanding_at_report),
+            free_blocks=self._free_blocks if self._is_report_fresh else None,
+        )
+
+    @property
+    def _is_report_fresh(self) -> bool:
+        """Memory changes fast: what was free long ago says nothing."""
+        return clock.monotonic() - self._reported_at < FRESH_SECONDS
+
     def start(self) -> None:
         self._running = asyncio.create_task(self._run())
 
@@ -84,24 +119,33 @@ class TaskExecutorLink:
         await end(self._running)
         await self._peer.close()
 
-    def submit(self, task: tasks_pb2.Task, owner: TaskOwner) -> int:
-        """Send a task on its way; raises Unavailable where there is no stream."""
+    def submit(self, task: tasks_pb2.Task, owner: TaskOwner, tokens: int) -> int:
+        """Send a task on its way, which has so many `tokens` to compute before its first.
+
+        Raises Unavailable where there is no stream.
+        """
         if not self.is_live:
             raise self._gone("is not connected")
         handle = self._next_handle
         self._next_handle += 1
         self.tasks[handle] = owner
+        self._unstarted.add(handle, tokens)
         self._send(tasks_pb2.TasksRequest(submit=tasks_pb2.SubmitTask(handle=handle, task=task)))
         return handle
 
     def cancel(self, handle: int) -> None:
         """Nobody waits for the task any more; its owner hears nothing further."""
         if self.tasks.pop(handle, None) is not None:
+            self._unstarted.discard(handle)
             self._send(tasks_pb2.TasksRequest(cancel=tasks_pb2.CancelTask(handle=handle)))
+            self._on_room()
 
-    def note_load(self, reported: int) -> None:
-        self.reported = reported
+    def note_load(self, load: events_pb2.Load) -> None:
+        self.reported = load.waiting + load.running
         self.outstanding_at_report = len(self.tasks)
+        self._reported_at = clock.monotonic()
+        self._free_blocks = load.free_blocks if load.total_blocks else None
+        self._on_room()
 
     def _send(self, request: tasks_pb2.TasksRequest) -> None:
         # At most one submit and one cancel a task, so the jobs' limit bounds this too.
@@ -158,11 +202,22 @@ class TaskExecutorLink:
         self.incarnation = welcome.incarnation
         self.is_live = True
         self.settled.set()
+        self._on_room()
 
     async def _read(self, call: Any) -> None:
         receive, tasks = self._receive, self.tasks
         while (response := await call.read()) is not grpc.aio.EOF:
-            receive(response.tokens, tasks)
+            batch = response.tokens
+            receive(batch, tasks)
+            if batch.started or batch.finished:
+                self._note_progress(batch)
+
+    def _note_progress(self, batch: tasks_pb2.TaskTokenBatch) -> None:
+        for started in batch.started:
+            self._unstarted.discard(started.handle)
+        for finished in batch.finished:
+            self._unstarted.discard(finished.handle)
+        self._on_room()
 
     async def _write(self, call: Any) -> None:
         # A failed write ends the stream, which the reader sees.
@@ -176,7 +231,8 @@ class TaskExecutorLink:
     def _lose_all(self) -> None:
         error = self._gone("went away")
         while self.tasks:
-            _, owner = self.tasks.popitem()
+            handle, owner = self.tasks.popitem()
+            self._unstarted.discard(handle)
             owner.lost(error)
 
     def _gone(self, what: str) -> Unavailable:

@@ -8,6 +8,7 @@ from deepflow.errors import Unavailable
 from deepflow.v1 import cluster_pb2, events_pb2
 from deepflow.v1 import types_pb2 as types
 from services.job_executor.links.link import RETRY_SECONDS, TaskExecutorLink
+from services.job_executor.scheduling.capacity import Rows, has_room, rows_for
 from services.job_executor.scheduling.policy import GroupView, TaskExecutorLoad
 
 MakeLink = Callable[[cluster_pb2.Member], TaskExecutorLink]
@@ -30,6 +31,7 @@ class Links:
         self._links: dict[str, TaskExecutorLink] = {}
         self._leaving: list[TaskExecutorLink] = []
         self._closing: set[asyncio.Task[None]] = set()
+        self._num_job_executors = 1
 
     def __iter__(self) -> Iterator[TaskExecutorLink]:
         return iter(self._links.values())
@@ -39,6 +41,7 @@ class Links:
         return sum(link.is_live for link in self)
 
     def adopt(self, members: list[cluster_pb2.Member]) -> None:
+        self._num_job_executors = max(1, sum(_shares(member) for member in members))
         wanted = {member.id: member for member in members if _can_be_linked(member)}
         for name, link in list(self._links.items()):
             member = wanted.get(name)
@@ -55,7 +58,7 @@ class Links:
     def note_heartbeat(self, beat: events_pb2.Heartbeat) -> None:
         link = self._links.get(beat.id)
         if link is not None:
-            link.note_load(beat.load.waiting + beat.load.running)
+            link.note_load(beat.load)
         self._close_idle()
 
     def get(self, task_executor_id: str) -> TaskExecutorLink:
@@ -70,12 +73,28 @@ class Links:
             async with asyncio.timeout(SETTLE_SECONDS_MAX):
                 await asyncio.gather(*(link.settled.wait() for link in fresh))
 
+    def has_room(self, model: str) -> bool:
+        """Whether any task executor of `model` can use one more task now."""
+        return any(self._has_room(link) for link in self._serving(model))
+
+    def rows(self, model: str) -> Rows:
+        """Of all task executors of `model` together."""
+        total = taken = 0
+        for link in self._serving(model):
+            others = link.occupancy.others
+            total += rows_for(link.capacity, others, self._num_job_executors)
+            taken += len(link.tasks)
+        return Rows(total, taken)
+
     def group_view(self, model: str, excluded: frozenset[str] = frozenset()) -> GroupView:
-        """Raises Unavailable where nobody can take a task of `model`."""
+        """Those with room; all where none has any, for a task that had its turn already.
+
+        Raises Unavailable where nobody can take a task of `model`.
+        """
+        serving = [link for link in self._serving(model) if link.id not in excluded]
         loads = tuple(
             TaskExecutorLoad(link.id, len(link.tasks), link.reported, link.outstanding_at_report)
-            for link in self._serving(model)
-            if link.id not in excluded
+            for link in [link for link in serving if self._has_room(link)] or serving
         )
         if not loads:
             raise Unavailable(
@@ -107,6 +126,9 @@ class Links:
             if is_ready and member.deployment == model:
                 yield link
 
+    def _has_room(self, link: TaskExecutorLink) -> bool:
+        return has_room(link.capacity, link.occupancy, self._num_job_executors)
+
     def _close_idle(self) -> None:
         idle = [link for link in self._leaving if not (link.is_live and link.tasks)]
         for link in idle:
@@ -119,6 +141,12 @@ class Links:
 def _can_be_linked(member: cluster_pb2.Member) -> bool:
     is_executor = member.kind == types.MEMBER_KIND_TASK_EXECUTOR
     return is_executor and bool(member.deployment) and member.state in _LINKED_STATES
+
+
+def _shares(member: cluster_pb2.Member) -> bool:
+    """Whether it is a job executor that gets jobs, and so part of every task executor."""
+    is_ready = member.state == types.LIFECYCLE_STATE_READY
+    return member.kind == types.MEMBER_KIND_JOB_EXECUTOR and is_ready
 
 
 def _is_same_process(one: cluster_pb2.Member, other: cluster_pb2.Member) -> bool:

@@ -30,6 +30,11 @@ class GroupView:
 
     executors: tuple[TaskExecutorLoad, ...]
 
+    def uncached(self, task_executor_id: str, num_tokens: int) -> int:
+        """Of the task's tokens, those that this one would have to compute."""
+        cached = sum(it.cached_tokens for it in self.executors if it.id == task_executor_id)
+        return max(0, num_tokens - cached)
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:

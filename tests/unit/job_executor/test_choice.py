@@ -30,6 +30,8 @@ class FakeJob:
         self.failures: list[DeepFlowError] = []
         self.num_sent = 0
 
+    def choice_called(self, choice: Choice) -> None: ...
+
     def choice_accepted(self) -> None: ...
 
     def choice_sent(self) -> None:

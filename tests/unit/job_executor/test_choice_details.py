@@ -198,14 +198,14 @@ def test_a_task_placed_anew_tells_its_prompt_anew(job: FakeJob) -> None:
         id = "te-0"
         incarnation = 1
 
-        def submit(self, task: tasks_pb2.Task, owner: Any) -> int:
+        def submit(self, task: tasks_pb2.Task, owner: Any, tokens: int) -> int:
             return 1
 
     choice = make_choice(job, prompt_logprobs=True)
     link: Any = Link()
-    choice.place(link, tasks_pb2.Task())
+    choice.place(link, tasks_pb2.Task(), 1)
     choice.prompt_logprobs(told(1, 1))
-    choice.place(link, tasks_pb2.Task())
+    choice.place(link, tasks_pb2.Task(), 1)
     choice.prompt_logprobs(told(1, 2))
     take(choice, 0)
     assert len(sent(job).prompts) == 1 and not job.failures

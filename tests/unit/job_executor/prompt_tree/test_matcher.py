@@ -16,6 +16,7 @@ from services.job_executor.links.links import Links
 from services.job_executor.prompt_tree import matcher as matcher_module
 from services.job_executor.prompt_tree.matcher import PromptBlocks, PromptMatcher
 from services.job_executor.prompt_tree.tree import PromptTree
+from services.job_executor.scheduling.capacity import Capacity, Occupancy
 from services.job_executor.tokenizer.pool import WorkPool
 from services.task_executor.flowserve.config import EngineConfig
 from services.task_executor.flowserve.messages import Loaded
@@ -33,6 +34,7 @@ class LiveLink:
         self.member, self.id, self.is_live = member, member.id, True
         self.tasks: dict[int, object] = {}
         self.reported = self.outstanding_at_report = 0
+        self.capacity, self.occupancy = Capacity(), Occupancy()
         self.settled = asyncio.Event()
 
     def start(self) -> None:

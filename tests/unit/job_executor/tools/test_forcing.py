@@ -29,6 +29,7 @@ TOOLS = [
 ]
 TAGS = ["<tool_call>", "</tool_call>"]
 NAMES = [tool.name for tool in TOOLS]
+FIRST = 3
 
 
 def form(name: str) -> ToolFormat:
@@ -46,10 +47,13 @@ class Engine:
         self._inner = llguidance.LLTokenizer(str(folder / "tokenizer.json"), eos_token=1)
 
     def matcher(self, tools: list[jobs_pb2.Tool], name: str, *, is_single: bool) -> "Walk":
+        # As where other tools stand before them, which are not asked for.
+        wanted = dict(enumerate(tools, start=FIRST))
         grammar = forced_calls(
-            tools, form(name), is_single=is_single, id_of=self.tokenizer.token_to_id
+            wanted, form(name), is_single=is_single, id_of=self.tokenizer.token_to_id
         )
         assert grammar.param == "tools"
+        assert list(grammar.part_params) == [f"tools[{i}].function.parameters" for i in wanted]
         lark = llguidance.LLMatcher.grammar_from_lark(grammar.lark)
         matcher = llguidance.LLMatcher(self._inner, lark)
         assert not matcher.is_error(), matcher.get_error()
