@@ -17,8 +17,8 @@ from deepflow.errors import DeepFlowError
 from deepflow.ids import new_incarnation
 from deepflow.lifecycle import Lifecycle
 from deepflow.rpc import Peer
+from deepflow.subjects import kind_word as kind_word
 from deepflow.v1 import cluster_pb2, events_pb2, store_pb2
-from deepflow.v1 import types_pb2 as types
 from deepflow.v1.store_pb2_grpc import RecordStoreServiceStub
 
 log = logging.getLogger(__name__)
@@ -30,11 +30,6 @@ VIEW_RECORD = "cluster/view"
 CALL_SECONDS = 5.0
 RETRY_SECONDS = 0.3
 HEARTBEAT_SECONDS = 1.0
-
-
-def kind_word(kind: types.MemberKind.ValueType) -> str:
-    """MEMBER_KIND_JOB_EXECUTOR -> "job_executor"."""
-    return types.MemberKind.Name(kind).removeprefix("MEMBER_KIND_").lower()
 
 
 def is_newer(candidate: cluster_pb2.ClusterView, current: cluster_pb2.ClusterView) -> bool:
@@ -145,7 +140,10 @@ class Membership:
         while True:
             self._refresh()
             beat = events_pb2.Heartbeat(
-                id=self.member.id, incarnation=self.member.incarnation, member=self.member
+                id=self.member.id,
+                incarnation=self.member.incarnation,
+                member=self.member,
+                view_term=self.view.term,
             )
             self._fill_load(beat)
             await self._bus.publish(subject, beat)

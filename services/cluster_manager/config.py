@@ -1,14 +1,23 @@
 """Every setting of the cluster manager."""
 
+from pathlib import Path
+
 from pydantic import Field
 
 from deepflow.config import MeshServiceConfig
+from deepflow.core.fetched_models import default_models_folder
 
 
 class ClusterManagerConfig(MeshServiceConfig):
     port: int = Field(7101, ge=0, le=65535, description="gRPC port; 0 = a free one.")
     job_executors: int = Field(
         1, ge=0, le=256, description="Job executors to keep running, until somebody scales them."
+    )
+    gateways: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Gateways to keep running, until somebody scales them; 0 = somebody else does.",
     )
     driver: str = Field(
         "none",
@@ -17,6 +26,11 @@ class ClusterManagerConfig(MeshServiceConfig):
     )
     supervisor_socket: str = Field(
         "", description="Unix socket of the supervisor; needed by the local driver."
+    )
+    models_dir: str = Field(
+        "",
+        description="Folder where hubs' models were fetched to, so that they can be named by their"
+        " id; empty = deepflow/models in the user's cache.",
     )
     stop_grace_seconds: float = Field(
         20.0, ge=0, description="How long a pod that is stopped may take to end its work."
@@ -56,3 +70,7 @@ class ClusterManagerConfig(MeshServiceConfig):
     store_call_seconds: float = Field(
         2.0, gt=0, description="Longest wait for one answer of the kv_store."
     )
+
+    @property
+    def models_folder(self) -> Path:
+        return Path(self.models_dir).expanduser() if self.models_dir else default_models_folder()

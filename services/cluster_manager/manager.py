@@ -12,6 +12,7 @@ from deepflow.v1 import types_pb2 as types
 from services.cluster_manager import metrics
 from services.cluster_manager.config import ClusterManagerConfig
 from services.cluster_manager.deployments.catalog import Catalog
+from services.cluster_manager.deployments.sizes import by_kind, wanted_sizes
 from services.cluster_manager.drivers.base import Driver
 from services.cluster_manager.drivers.pods import PodTable
 from services.cluster_manager.loads.loads import Loads
@@ -98,6 +99,8 @@ class Manager:
             self.loads.describe(member, by_name)
             self._show_drain(member)
         view.deployments.extend(deployments)
+        if self._config.driver != "none":
+            view.sizes.CopyFrom(self.sizes)
 
     def forget_lives(self, members: list[str]) -> None:
         """Their processes are new or gone: nothing that was under way for them goes on."""
@@ -117,7 +120,7 @@ class Manager:
         now = clock.monotonic()
         return ClusterState(
             deployments=self._catalog.wanted(),
-            job_executors=self.job_executors,
+            sizes=by_kind(self.sizes),
             members=self._roster.states(),
             pods=self._pods.merge(self._driver.reports, now, clock.unix_ms()),
             gone_pods=self._pods.gone,
@@ -130,10 +133,8 @@ class Manager:
         )
 
     @property
-    def job_executors(self) -> int:
-        asked = self._catalog.sizes
-        is_asked = asked.HasField("job_executors")
-        return asked.job_executors if is_asked else self._config.job_executors
+    def sizes(self) -> cluster_pb2.ClusterSizes:
+        return wanted_sizes(self._catalog.sizes, self._config)
 
     def _show_drain(self, member: cluster_pb2.Member) -> None:
         """Whoever follows the view sends it nothing new."""
@@ -145,10 +146,10 @@ class Manager:
         match action:
             case StartPod():
                 self._pods.starting(action.name, action.kind, clock.monotonic())
-                self._order(self._start_pod(action))
+                self._order(self._start_pod(action, self.loads.term))
             case StopPod(name):
                 self._pods.stopping(name)
-                self._order(self._stop_pod(name))
+                self._order(self._stop_pod(name, self.loads.term))
             case LoadModel(id, deployment):
                 member, wanted = self._roster.get(id), self._catalog.get(deployment)
                 if member is not None and wanted is not None:
@@ -178,18 +179,18 @@ class Manager:
         self._orders.add(task)
         task.add_done_callback(self._orders.discard)
 
-    async def _start_pod(self, action: StartPod) -> None:
+    async def _start_pod(self, action: StartPod, term: int) -> None:
         log.info("starting %s", action.name)
         try:
-            await self._driver.start_pod(action.kind, action.name, _settings(action))
+            await self._driver.start_pod(action.kind, action.name, _settings(action), term)
         except DeepFlowError as error:
             log.warning("cannot start %s: %s", action.name, error)
             self._pods.start_failed(action.name, clock.monotonic())
 
-    async def _stop_pod(self, name: str) -> None:
+    async def _stop_pod(self, name: str, term: int) -> None:
         log.info("stopping %s", name)
         try:
-            await self._driver.stop_pod(name)
+            await self._driver.stop_pod(name, term)
         except DeepFlowError as error:
             log.warning("cannot stop %s: %s", name, error)
         self._pods.stop_ended(name)

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 from deepflow import clock
 from deepflow.errors import Conflict, DeadlineExceeded, InvalidRequest, Unavailable
@@ -18,6 +20,8 @@ from services.cluster_manager.deployments.request import (
     check_name,
     read_facts,
 )
+from services.cluster_manager.deployments.sizes import with_size, words_of
+from services.cluster_manager.deployments.sources import find_source
 from services.cluster_manager.manager import Manager
 from services.cluster_manager.masters.leadership import Leadership
 from services.cluster_manager.masters.roster import Roster
@@ -25,7 +29,9 @@ from services.cluster_manager.masters.view import ViewPublisher
 
 log = logging.getLogger(__name__)
 
-FACTS_SECONDS = 30.0
+FACTS_SECONDS = 15.0
+
+Result = TypeVar("Result")
 
 
 class ClusterManagerService(ClusterManagerServiceServicer):
@@ -79,9 +85,12 @@ class ClusterManagerService(ClusterManagerServiceServicer):
         asked = cluster_pb2.Deployment()
         asked.CopyFrom(request.deployment)
         check_deployment(asked)
-        asked.facts.CopyFrom(await _read_facts(asked.source))
+        asked.source = await _reading(asked.source, find_source, self._config.models_folder)
+        asked.facts.CopyFrom(await _reading(asked.source, read_facts))
         check_against_facts(asked)
         async with self._writing:
+            if request.HasField("expected_revision"):
+                self._catalog.require_revision(asked.name, request.expected_revision)
             deployment = await self._write(asked)
         self._manager.loads.retry(deployment.name)
         self._manager.changed()
@@ -129,27 +138,24 @@ class ClusterManagerService(ClusterManagerServiceServicer):
     async def _scale_kind(
         self, kind: types.MemberKind.ValueType, count: int
     ) -> cluster_pb2.ScaleResponse:
-        if kind != types.MEMBER_KIND_JOB_EXECUTOR:
-            raise InvalidRequest(
-                "target must be the name of a deployment, or the kind of the job executors",
-                param="target",
-            )
+        words = words_of(kind)
         if self._config.driver == "none":
             raise InvalidRequest(
                 "this cluster manager starts no processes (its driver is none): start or stop"
-                " job executors where they run",
+                f" {words} where they run",
                 param="target",
             )
-        sizes = cluster_pb2.ClusterSizes(job_executors=count)
+        sizes = with_size(self._catalog.sizes, kind, count)
         try:
             await self._catalog.put_sizes(sizes, self._leadership.require())
         except Conflict as error:
             raise self._lost(error) from error
-        log.info("%d job executors are wanted", count)
+        log.info("%d %s are wanted", count, words)
         return cluster_pb2.ScaleResponse()
 
     async def hear(self, beat: events_pb2.Heartbeat) -> None:
         """A heartbeat from the bus."""
+        self._leadership.note_term(beat.view_term)
         if not self._leadership.token or beat.id == self._own_id:
             return
         before = self._roster.get(beat.id)
@@ -179,11 +185,11 @@ class ClusterManagerService(ClusterManagerServiceServicer):
         )
 
 
-async def _read_facts(source: str) -> cluster_pb2.ModelFacts:
+async def _reading(source: str, read: Callable[..., Result], *more: Path) -> Result:
     """In a thread: a model folder may lie on a slow disk."""
     try:
         async with asyncio.timeout(FACTS_SECONDS):
-            return await asyncio.to_thread(read_facts, source)
+            return await asyncio.to_thread(read, source, *more)
     except TimeoutError as error:
         raise DeadlineExceeded(
             f"reading {source} took more than {FACTS_SECONDS:.0f} s", param="source"

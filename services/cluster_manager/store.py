@@ -65,8 +65,13 @@ class Store:
             self._stub.Delete, request, timeout_seconds=self._seconds, idempotent=True
         )
 
-    async def acquire(self, name: str, holder: str, ttl_seconds: float) -> Lease:
-        request = store_pb2.AcquireLeaseRequest(name=name, holder=holder, ttl_seconds=ttl_seconds)
+    async def acquire(
+        self, name: str, holder: str, ttl_seconds: float, known_token: int = 0
+    ) -> Lease:
+        """A token that is given out is greater than `known_token`."""
+        request = store_pb2.AcquireLeaseRequest(
+            name=name, holder=holder, ttl_seconds=ttl_seconds, known_token=known_token
+        )
         reply = await self._peer.call(
             self._stub.AcquireLease, request, timeout_seconds=self._seconds
         )

@@ -59,7 +59,9 @@ class RecordStoreService(RecordStoreServiceServicer):
         self, request: store_pb2.AcquireLeaseRequest, context: Any
     ) -> store_pb2.AcquireLeaseResponse:
         with counted("AcquireLease"):
-            lease = await self._leases.acquire(request.name, request.holder, request.ttl_seconds)
+            lease = await self._leases.acquire(
+                request.name, request.holder, request.ttl_seconds, request.known_token
+            )
         return store_pb2.AcquireLeaseResponse(
             acquired=lease.holder == request.holder,
             fencing_token=lease.token,

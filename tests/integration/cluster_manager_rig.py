@@ -166,6 +166,7 @@ async def _assembled(
     cm_config = ClusterManagerConfig(
         **shared | {"id": "cluster-manager", "port": ports["cm"]},
         driver="local",
+        models_dir=str(folder / "fetched"),
         supervisor_socket=str(supervisor.path),
         heartbeat_interval_seconds=0.1,
         member_timeout_seconds=1.0,

@@ -58,8 +58,12 @@ class Store:
         request = store_pb2.ListRecordsRequest(prefix=prefix)
         return await self.peer.call(self.stub.List, request, timeout_seconds=5)
 
-    async def acquire(self, holder: str, ttl: float = 30) -> store_pb2.AcquireLeaseResponse:
-        request = store_pb2.AcquireLeaseRequest(name="boss", holder=holder, ttl_seconds=ttl)
+    async def acquire(
+        self, holder: str, ttl: float = 30, known: int = 0
+    ) -> store_pb2.AcquireLeaseResponse:
+        request = store_pb2.AcquireLeaseRequest(
+            name="boss", holder=holder, ttl_seconds=ttl, known_token=known
+        )
         return await self.peer.call(self.stub.AcquireLease, request, timeout_seconds=5)
 
     async def release(self, holder: str, token: int) -> None:
@@ -178,6 +182,19 @@ async def test_a_lease_has_one_holder_and_its_token_rises(store: Store) -> None:
     assert second.acquired and second.fencing_token > first.fencing_token
 
 
+async def test_a_token_is_greater_than_any_that_its_holder_knows(store: Store) -> None:
+    first = (await store.acquire("ann")).fencing_token
+    assert (await store.acquire("ann", known=first)).fencing_token == first
+    later = await store.acquire("ann", known=first + 10)
+    assert later.acquired and later.fencing_token > first + 11, "it continues nobody's lease"
+    assert (await store.acquire("ann", known=first)).fencing_token == later.fencing_token
+    held = await store.acquire("bob", known=first + 100)
+    assert not held.acquired and held.fencing_token == later.fencing_token
+    with pytest.raises(Conflict):
+        await store.put("a", b"late", lease="boss", token=first)
+    assert await store.put("a", b"now", lease="boss", token=later.fencing_token) == 1
+
+
 async def test_an_expired_lease_is_free_and_even_its_holder_gets_a_new_token(store: Store) -> None:
     first = await store.acquire("ann", ttl=0.1)
 
@@ -219,6 +236,7 @@ async def test_bad_requests_name_their_field(store: Store) -> None:
     await refused(store.put("a", b"x", token=1), "lease")
     await refused(store.acquire("ann", ttl=0), "ttl_seconds")
     await refused(store.acquire("ann", ttl=float("nan")), "ttl_seconds")
+    await refused(store.acquire("ann", known=1 << 63), "known_token")
     for i in range(6):
         await store.put(f"a{i}", b"x" * 1000)
     await refused(store.list("a"), "prefix", TooLarge)

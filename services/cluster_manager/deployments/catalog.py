@@ -1,7 +1,8 @@
 """The desired deployments: records in the store, a copy here. The leader is their only writer."""
 
 from deepflow import clock
-from deepflow.errors import NotFound
+from deepflow.deployments import content_of
+from deepflow.errors import Conflict, NotFound
 from deepflow.v1 import cluster_pb2
 from services.cluster_manager.masters.leadership import LEASE_NAME
 from services.cluster_manager.reconcile.state import WantedDeployment
@@ -39,8 +40,18 @@ class Catalog:
     def require(self, name: str) -> cluster_pb2.Deployment:
         if name not in self._deployments:
             known = ", ".join(sorted(self._deployments)) or "none"
-            raise NotFound(f"no deployment {name!r}; there are: {known}", param="name")
+            raise NotFound(
+                f"no deployment {name!r}; there are: {known}",
+                param="name",
+                reason="deployment_not_found",
+            )
         return self._deployments[name]
+
+    def require_revision(self, name: str, expected: int) -> None:
+        """Raises Conflict where somebody else changed it since; 0 = it is not there."""
+        present = self._deployments.get(name)
+        if (present.revision if present else 0) != expected:
+            raise Conflict(f"somebody else changed {name} meanwhile; look at it and try again")
 
     async def put_sizes(self, sizes: cluster_pb2.ClusterSizes, token: int) -> None:
         value = sizes.SerializeToString(deterministic=True)
@@ -67,13 +78,6 @@ class Catalog:
             name: WantedDeployment(name, it.device, it.replicas, content_of(it))
             for name, it in self._deployments.items()
         }
-
-
-def content_of(deployment: cluster_pb2.Deployment) -> str:
-    """Names all that a task executor would have to load anew for."""
-    it = deployment
-    parts = (it.facts.model_revision, it.device, it.source, it.dtype, it.max_tokens, it.kv_bytes)
-    return " ".join(str(part) for part in parts)
 
 
 def _next_revision(

@@ -6,15 +6,20 @@ from pathlib import Path
 
 from deepflow.core.devices import DEVICE_DTYPES
 from deepflow.core.encoder_spec import EncoderSpec, is_encoder_folder
+from deepflow.core.engine_policies import POLICIES, SLO
 from deepflow.core.generation_defaults import read_generation_defaults
 from deepflow.core.model_folder import ModelFolderError, read_json
 from deepflow.core.model_spec import ModelSpec, model_revision
+from deepflow.core.parallel import RANKS_MAX
 from deepflow.core.tool_formats import TOOL_FORMATS
 from deepflow.errors import InvalidRequest
 from deepflow.v1 import cluster_pb2
 
 DEVICES = tuple(DEVICE_DTYPES)
 REPLICAS_MAX = 64
+RANK_FIELDS = ("tensor_parallel", "pipeline_parallel")
+TIER_FIELDS = ("kv_dram_bytes", "kv_disk_bytes")
+KV_BYTES_MAX = 1 << 50  # beyond any machine
 NAME_LENGTH_MAX = 128
 # Names travel in URLs, record keys and logs: "demo", "meta-llama/Llama-3.2-1B".
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
@@ -27,16 +32,33 @@ def check_deployment(asked: cluster_pb2.Deployment) -> None:
             f"device {asked.device!r} is not known; choices: {', '.join(DEVICES)}", param="device"
         )
     check_count(asked.replicas, "replicas")
-    if not Path(asked.source).is_absolute():
-        raise InvalidRequest(
-            f"source {asked.source!r} must be the absolute path of a model folder", param="source"
-        )
     _check_dtype(asked)
     if asked.tool_format and asked.tool_format not in TOOL_FORMATS:
         raise InvalidRequest(
             f"tool_format {asked.tool_format!r} is not known; choices: {', '.join(TOOL_FORMATS)}",
             param="tool_format",
         )
+    _check_engine(asked.engine)
+    _check_ranks(asked)
+
+
+def _check_engine(engine: cluster_pb2.EngineOptions) -> None:
+    if engine.policy and engine.policy not in POLICIES:
+        raise InvalidRequest(
+            f"policy {engine.policy!r} is not known; choices: {', '.join(POLICIES)}",
+            param="policy",
+        )
+    for field in TIER_FIELDS:
+        if getattr(engine, field) > KV_BYTES_MAX:
+            raise InvalidRequest(f"{field} is more than 1 PiB", param=field)
+        if getattr(engine, field) and max(getattr(engine, it) for it in RANK_FIELDS) > 1:
+            raise InvalidRequest(
+                f"{field}: a model over several ranks keeps its KV on their devices only",
+                param=field,
+            )
+    for field in ("tpot_ms", "ttft_ms"):
+        if getattr(engine, field) and engine.policy != SLO:
+            raise InvalidRequest(f"{field} is a target of the policy {SLO}", param=field)
 
 
 def check_count(count: int, param: str) -> None:
@@ -59,7 +81,36 @@ def check_against_facts(asked: cluster_pb2.Deployment) -> None:
         _check_encoder(asked)
 
 
+def _check_ranks(asked: cluster_pb2.Deployment) -> None:
+    """Whether the model's heads and layers can be split so is told by who loads it."""
+    engine = asked.engine
+    for field in RANK_FIELDS:
+        count = getattr(engine, field)
+        if count > 1 and asked.device.startswith("emulated:"):
+            raise InvalidRequest(
+                f"{field} is {count}, but the device {asked.device!r} emulates one accelerator"
+                " and no links between several; it must be 1",
+                param=field,
+            )
+        if count > RANKS_MAX:
+            raise InvalidRequest(
+                f"{field} is {count}; it must be from 1 to {RANKS_MAX}", param=field
+            )
+
+
 def _check_encoder(asked: cluster_pb2.Deployment) -> None:
+    for field in RANK_FIELDS:
+        if getattr(asked.engine, field) > 1:
+            raise InvalidRequest(f"{field}: an embedding model runs on one rank", param=field)
+    for field in TIER_FIELDS:
+        if getattr(asked.engine, field):
+            raise InvalidRequest(f"{field}: an embedding model holds no KV cache", param=field)
+    others = cluster_pb2.EngineOptions()
+    others.CopyFrom(asked.engine)
+    others.ClearField("tensor_parallel")
+    others.ClearField("pipeline_parallel")
+    if others != cluster_pb2.EngineOptions():
+        raise InvalidRequest("policy: an embedding model has no steps to share out", param="policy")
     if asked.kv_bytes:
         raise InvalidRequest("kv_bytes: an embedding model holds no KV cache", param="kv_bytes")
     if asked.device.startswith("emulated:"):
@@ -88,8 +139,8 @@ def _check_dtype(asked: cluster_pb2.Deployment) -> None:
 def check_name(name: str) -> str:
     if len(name) > NAME_LENGTH_MAX or not _NAME.fullmatch(name):
         raise InvalidRequest(
-            f"name {name!r} must have 1 to {NAME_LENGTH_MAX} letters, digits and . _ - (parts may"
-            " be joined by /), and begin with a letter or digit",
+            f"name {name[:NAME_LENGTH_MAX]!r} must have 1 to {NAME_LENGTH_MAX} letters, digits and"
+            " . _ - (parts may be joined by /), and begin with a letter or digit",
             param="name",
         )
     return name

@@ -30,10 +30,15 @@ class Driver(Protocol):
     def reports(self) -> Mapping[str, PodReport] | None:
         """What runs by the latest word; None while that is not known."""
 
-    async def start_pod(self, kind: Kind, name: str, settings: Mapping[str, str]) -> None:
-        """Idempotent by name. Raises DeepFlowError where it cannot be started."""
+    async def start_pod(
+        self, kind: Kind, name: str, settings: Mapping[str, str], term: int
+    ) -> None:
+        """Idempotent by name. Raises DeepFlowError where it cannot be started.
 
-    async def stop_pod(self, name: str) -> None:
+        `term` is that of the leadership in whose name it is asked for; an older one is refused.
+        """
+
+    async def stop_pod(self, name: str, term: int) -> None:
         """Returns once the pod is gone; one that is not there is fine."""
 
     async def close(self) -> None:

@@ -60,17 +60,17 @@ class LocalDriver:
     def start(self, on_change: Callable[[], None]) -> None:
         self._watching = asyncio.create_task(self._watch_forever(on_change))
 
-    async def start_pod(self, kind: Kind, name: str, settings: Mapping[str, str]) -> None:
-        await self._command(
-            {"op": "start", "service": kind_word(kind), "name": name, "settings": dict(settings)},
-            COMMAND_SECONDS,
-        )
+    async def start_pod(
+        self, kind: Kind, name: str, settings: Mapping[str, str], term: int
+    ) -> None:
+        command = {"op": "start", "service": kind_word(kind), "name": name, "term": term}
+        await self._command(command | {"settings": dict(settings)}, COMMAND_SECONDS)
 
-    async def stop_pod(self, name: str) -> None:
+    async def stop_pod(self, name: str, term: int) -> None:
         if self._reports is not None and name not in self._reports:
             return
         grace = self._stop_grace_seconds
-        command = {"op": "stop", "name": name, "grace_seconds": grace}
+        command = {"op": "stop", "name": name, "grace_seconds": grace, "term": term}
         await self._command(command, grace + COMMAND_SECONDS)
 
     async def close(self) -> None:

@@ -12,10 +12,12 @@ class NoDriver:
     def start(self, on_change: Callable[[], None]) -> None:
         pass
 
-    async def start_pod(self, kind: Kind, name: str, settings: Mapping[str, str]) -> None:
+    async def start_pod(
+        self, kind: Kind, name: str, settings: Mapping[str, str], term: int
+    ) -> None:
         raise AssertionError("no pods are planned where there is no driver")
 
-    async def stop_pod(self, name: str) -> None:
+    async def stop_pod(self, name: str, term: int) -> None:
         raise AssertionError("no pods are planned where there is no driver")
 
     async def close(self) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 
 from deepflow import clock
+from deepflow.deployments import content_of
 from deepflow.errors import DeepFlowError
 from deepflow.rpc import Peer
 from deepflow.v1 import cluster_pb2, tasks_pb2
 from deepflow.v1.tasks_pb2_grpc import TaskExecutorServiceStub
 from services.cluster_manager import metrics
 from services.cluster_manager.config import ClusterManagerConfig
-from services.cluster_manager.deployments.catalog import content_of
 from services.cluster_manager.reconcile.state import Assignment, Phase
 
 log = logging.getLogger(__name__)

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 LEASE_NAME = "cluster-manager"
 RETRY_SECONDS = 0.1
 RETRY_MAX_SECONDS = 1.0
+KNOWN_TOKEN_MAX = 1 << 48  # more the records do not believe
 
 
 class Office(Protocol):
@@ -49,6 +50,8 @@ class Leadership:
         self._looked_at = clock.monotonic()
         # Fencing token of this process's leadership; 0 = it does not lead.
         self.token = 0
+        # The highest that anybody leads or led by, as far as this process was told.
+        self._known_token = 0
         self.leader = ""
 
     def require(self) -> int:
@@ -69,6 +72,17 @@ class Leadership:
     def look_soon(self) -> None:
         """A fenced write was refused: somebody else may lead."""
         self._soon.set()
+
+    def note_term(self, term: int) -> None:
+        """A member goes by a view of this term.
+
+        One beyond this leader's own means that it was deposed, or that the records were restored
+        from an older copy and count from there: both are seen at the next look.
+        """
+        if self._known_token < term <= KNOWN_TOKEN_MAX:
+            self._known_token = term
+            if self.token and term > self.token:
+                self.look_soon()
 
     async def run(self) -> None:
         await self._store.wait_until_listening()
@@ -106,11 +120,16 @@ class Leadership:
         return renew if self.token else min(renew, max(lease.remaining_seconds, RETRY_SECONDS))
 
     async def _acquire(self) -> Lease:
-        lease = await self._store.acquire(LEASE_NAME, self._holder, self._ttl_seconds)
+        lease = await self._ask()
         if not lease.is_mine and self._is_former_self(lease.holder):
             await self._store.release(LEASE_NAME, lease.holder, lease.token)
-            lease = await self._store.acquire(LEASE_NAME, self._holder, self._ttl_seconds)
+            lease = await self._ask()
+        self._known_token = max(self._known_token, lease.token)
         return lease
+
+    async def _ask(self) -> Lease:
+        ttl, known = self._ttl_seconds, self._known_token
+        return await self._store.acquire(LEASE_NAME, self._holder, ttl, known)
 
     def _is_former_self(self, holder: str) -> bool:
         id, _, incarnation = holder.rpartition("@")

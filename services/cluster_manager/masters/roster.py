@@ -52,6 +52,8 @@ class Roster:
             return False
         self._note_hearing(now)
         entry = self._entries.get(beat.id)
+        if entry is not None and entry.member.kind != beat.member.kind:
+            return False  # somebody of another kind took this name
         changed = False
         if entry is None or _is_news(beat.member, entry):
             if entry is None and len(self._entries) >= MEMBERS_MAX:

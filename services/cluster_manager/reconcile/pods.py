@@ -13,21 +13,30 @@ from services.cluster_manager.reconcile.state import ClusterState, Kind, Pod
 STEMS: dict[Kind, str] = {
     types.MEMBER_KIND_JOB_EXECUTOR: "je",
     types.MEMBER_KIND_TASK_EXECUTOR: "te",
+    types.MEMBER_KIND_GATEWAY: "gateway",
 }
 
 
-def plan_job_executors(
-    state: ClusterState, placement: Placement, now: float
-) -> list[StartPod | StopPod]:
-    """Those beyond the wanted number are emptied, and stopped once they are."""
-    kind = types.MEMBER_KIND_JOB_EXECUTOR
-    pods = _pods(state, kind)
+def plan_sizes(state: ClusterState, placement: Placement, now: float) -> list[StartPod | StopPod]:
+    """As many of each kind as are wanted."""
     if state.pods is None:
         return []
-    if len(pods) <= state.job_executors:
+    return [
+        action
+        for kind, count in state.sizes.items()
+        for action in _plan_size(state, placement, now, kind, count)
+    ]
+
+
+def _plan_size(
+    state: ClusterState, placement: Placement, now: float, kind: Kind, wanted: int
+) -> list[StartPod | StopPod]:
+    """Those beyond the wanted number are emptied, and stopped once they are."""
+    pods = _pods(state, kind)
+    surplus = len(pods) - wanted
+    if surplus <= 0:
         names = _free_names(state, kind)
-        return [StartPod(kind, next(names)) for _ in range(state.job_executors - len(pods))]
-    surplus = len(pods) - state.job_executors
+        return [StartPod(kind, next(names)) for _ in range(-surplus)]
     # Who drains already goes first, then the youngest names.
     going = sorted(reversed(pods), key=lambda pod: pod.name not in state.draining)[:surplus]
     for pod in going:

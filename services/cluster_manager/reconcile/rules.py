@@ -6,7 +6,7 @@ from services.cluster_manager.reconcile.actions import Action
 from services.cluster_manager.reconcile.deaths import find_dead
 from services.cluster_manager.reconcile.drains import plan_drains
 from services.cluster_manager.reconcile.models import place_models
-from services.cluster_manager.reconcile.pods import plan_job_executors, plan_task_executors
+from services.cluster_manager.reconcile.pods import plan_sizes, plan_task_executors
 from services.cluster_manager.reconcile.state import ClusterState
 
 
@@ -21,7 +21,7 @@ def reconcile(state: ClusterState, now: float) -> list[Action]:
     )
     placement = place_models(living, now)
     pods = [
-        *plan_job_executors(living, placement, now),
+        *plan_sizes(living, placement, now),
         *plan_task_executors(living, placement, now),
     ]
     return [*dead, *plan_drains(living, placement.leaving), *placement.actions, *pods]

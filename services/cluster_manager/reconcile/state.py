@@ -88,7 +88,8 @@ class Hearing:
 @dataclass(frozen=True, slots=True)
 class ClusterState:
     deployments: Mapping[str, WantedDeployment] = field(default_factory=dict)
-    job_executors: int = 0
+    # How many of a kind there should be; a kind that is absent is kept by somebody else.
+    sizes: Mapping[Kind, int] = field(default_factory=dict)
     members: Mapping[str, MemberState] = field(default_factory=dict)
     # None where the driver cannot tell: then no pod is started or stopped.
     pods: Mapping[str, Pod] | None = None

@@ -76,18 +76,30 @@ GENERATION = """
 local found = redis.call('GET', KEYS[1])
 if found then return {'ok', found} end
 if ARGV[2] ~= '1' then return {'no-generation'} end
-if #redis.call('KEYS', ARGV[3]) > 0 then return {'not-new'} end
+local cursor = '0'
+repeat
+  local page = redis.call('SCAN', cursor, 'MATCH', ARGV[3], 'COUNT', 1000)
+  if #page[2] > 0 then return {'not-new'} end
+  cursor = page[1]
+until cursor == '0'
 redis.call('SET', KEYS[1], ARGV[1])
 return {'ok', ARGV[1]}
 """
 
-# KEYS: marker, lease, highest token; ARGV: holder, milliseconds to live.
+# KEYS: marker, lease, highest token; ARGV: holder, milliseconds to live, highest token known to it.
+# Records restored from an older copy have forgotten tokens: what is given out then leaves a gap, so
+# that nobody takes it for the one after its own.
 ACQUIRE = (
     _MARKER
     + """
 local holder = redis.call('HGET', KEYS[2], 'holder')
 if holder and holder ~= ARGV[1] then
   return {'held', holder, redis.call('HGET', KEYS[2], 'token'), redis.call('PTTL', KEYS[2])}
+end
+local known = tonumber(ARGV[3])
+if known > tonumber(redis.call('GET', KEYS[3]) or '0') then
+  redis.call('SET', KEYS[3], string.format('%d', known + 1))
+  holder = false
 end
 if not holder then
   redis.call('HSET', KEYS[2], 'holder', ARGV[1], 'token', redis.call('INCR', KEYS[3]))

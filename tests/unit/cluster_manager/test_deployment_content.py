@@ -1,10 +1,9 @@
-"""What of a deployment makes a task executor load anew: the same answer on both sides."""
+"""What of a deployment makes a task executor load anew."""
 
 import pytest
 
+from deepflow.deployments import content_of
 from deepflow.v1 import cluster_pb2
-from services.cluster_manager.deployments.catalog import content_of
-from services.task_executor.shell.models import _is_same_model
 
 
 def deployment() -> cluster_pb2.Deployment:
@@ -29,11 +28,15 @@ def test_which_changes_are_another_load(field: str, value: object, is_another_lo
     changed = deployment()
     setattr(changed, field, value)
     assert (content_of(changed) != content_of(deployment())) == is_another_load
-    assert _is_same_model(changed, deployment()) != is_another_load
 
 
 def test_another_model_in_the_same_folder_is_another_load() -> None:
     changed = deployment()
     changed.facts.model_revision = "r2"
     assert content_of(changed) != content_of(deployment())
-    assert not _is_same_model(changed, deployment())
+
+
+def test_an_engine_that_works_otherwise_is_another_load() -> None:
+    changed = deployment()
+    changed.engine.policy = "slo"
+    assert content_of(changed) != content_of(deployment())

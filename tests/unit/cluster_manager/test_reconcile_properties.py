@@ -5,6 +5,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deepflow.v1 import types_pb2 as types
 from services.cluster_manager.reconcile.actions import MarkDead, StartPod, StopPod
 from services.cluster_manager.reconcile.state import (
     Assignment,
@@ -15,7 +16,7 @@ from services.cluster_manager.reconcile.state import (
     Pod,
     WantedDeployment,
 )
-from tests.unit.cluster_manager.world import BLANK, JE, LOADING, READY, STARTING, TE, World
+from tests.unit.cluster_manager.world import BLANK, GW, JE, LOADING, READY, STARTING, TE, World
 
 NAMES = ("apple", "berry", "cherry")
 
@@ -30,11 +31,18 @@ def deployments(draw: st.DrawFn) -> dict[str, WantedDeployment]:
 
 
 @st.composite
+def sizes(draw: st.DrawFn) -> dict[types.MemberKind.ValueType, int]:
+    """Without a number, gateways are somebody else's."""
+    gateways = draw(st.one_of(st.none(), st.integers(1, 3)))
+    return {JE: draw(st.integers(0, 3))} | ({} if gateways is None else {GW: gateways})
+
+
+@st.composite
 def clusters(draw: st.DrawFn) -> ClusterState:
     pods: dict[str, Pod] = {}
     members: dict[str, MemberState] = {}
     assignments: dict[str, Assignment] = {}
-    for stem, kind in (("te", TE), ("je", JE), ("guest", TE)):
+    for stem, kind in (("te", TE), ("je", JE), ("gateway", GW), ("guest", TE)):
         for number in draw(st.sets(st.integers(0, 6), max_size=5)):
             name = f"{stem}-{number}"
             if stem != "guest":
@@ -45,7 +53,7 @@ def clusters(draw: st.DrawFn) -> ClusterState:
                     assignments[name] = assignment
     return ClusterState(
         deployments=draw(deployments()),
-        job_executors=draw(st.integers(0, 3)),
+        sizes=draw(sizes()),
         members=members,
         pods=pods,
         assignments=assignments,
@@ -54,10 +62,12 @@ def clusters(draw: st.DrawFn) -> ClusterState:
 
 
 @st.composite
-def _members(draw: st.DrawFn, name: str, kind: int) -> tuple[MemberState, Assignment | None]:
+def _members(
+    draw: st.DrawFn, name: str, kind: types.MemberKind.ValueType
+) -> tuple[MemberState, Assignment | None]:
     blank = MemberState(name, TE, 1, BLANK, 0.0, in_flight=draw(st.sampled_from([None, 0])))
-    if kind == JE:
-        return replace(blank, kind=JE, state=READY), None
+    if kind in (JE, GW):
+        return replace(blank, kind=kind, state=READY), None
     held = draw(st.sampled_from(NAMES))
     content = draw(st.sampled_from("ab"))
     match draw(st.sampled_from(["blank", "starting", "ready", "adopted", *Phase])):
@@ -99,7 +109,10 @@ def test_it_comes_to_rest_at_the_desired_state(
             assert it is None or it.content == wanted.content
     assert world.state.pods is not None
     kinds = [pod.kind for pod in world.state.pods.values()]
-    assert kinds.count(JE) == cluster.job_executors
+    assert cluster.pods is not None
+    for kind in (JE, GW):
+        before = sum(pod.kind == kind for pod in cluster.pods.values())
+        assert kinds.count(kind) == cluster.sizes.get(kind, before)
     assert kinds.count(TE) <= sum(it.replicas for it in cluster.deployments.values())
     assert all(
         member.deployment in ("", *cluster.deployments) for member in world.state.members.values()
@@ -112,10 +125,12 @@ def test_it_never_starts_more_than_needed(cluster: ClusterState, loads_to_fail: 
     world = World(cluster, loads_to_fail=loads_to_fail)
     replicas = sum(it.replicas for it in cluster.deployments.values())
     assert cluster.pods is not None
-    je_pods = sum(pod.kind == JE for pod in cluster.pods.values())
     world.run()
     starts = [action for action in world.history if isinstance(action, StartPod)]
-    assert sum(start.kind == JE for start in starts) == max(0, cluster.job_executors - je_pods)
+    for kind in (JE, GW):
+        before = sum(pod.kind == kind for pod in cluster.pods.values())
+        missing = max(0, cluster.sizes.get(kind, before) - before)
+        assert sum(start.kind == kind for start in starts) == missing
     assert sum(start.kind == TE for start in starts) <= replicas
     assert len({start.name for start in starts}) == len(starts)
 
@@ -164,11 +179,11 @@ def test_without_a_driver_models_are_still_placed(cluster: ClusterState) -> None
 
 
 def _is_of_use(cluster: ClusterState, id: str) -> bool:
-    """A job executor, or a task executor that holds what is wanted of it."""
+    """A gateway or job executor, or a task executor that holds what is wanted of it."""
     member, it = cluster.members[id], cluster.assignments.get(id)
     wanted = cluster.deployments.get(member.deployment)
-    if member.kind == JE or wanted is None:
-        return member.kind == JE
+    if member.kind != TE or wanted is None:
+        return member.kind != TE
     return it is None or (it.phase is not Phase.UNLOADING and it.content == wanted.content)
 
 

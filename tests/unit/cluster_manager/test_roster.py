@@ -105,3 +105,13 @@ def test_a_member_says_who_it_is(roster: Roster, field: str, value: object) -> N
     with pytest.raises(InvalidRequest) as refusal:
         roster.register(bad, 1.0)
     assert refusal.value.param == f"member.{field}"
+
+
+def test_nobody_of_another_kind_takes_a_name(roster: Roster) -> None:
+    roster.register(member(), 1.0)
+    stranger = member(incarnation=2, kind=types.MEMBER_KIND_JOB_EXECUTOR)
+    assert not roster.hear(beat(stranger), 2.0)
+    known = roster.get("te-0")
+    assert known is not None
+    assert (known.kind, known.incarnation) == (types.MEMBER_KIND_TASK_EXECUTOR, 1)
+    assert roster.states()["te-0"].heard_at == 1.0

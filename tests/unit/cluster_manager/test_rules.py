@@ -44,7 +44,7 @@ def cluster(*members: MemberState, **fields: object) -> ClusterState:
 
 
 def test_job_executors_are_started_without_any_deployment() -> None:
-    assert reconcile(cluster(job_executors=2), NOW) == [
+    assert reconcile(cluster(sizes={JE: 2}), NOW) == [
         StartPod(JE, "je-0"),
         StartPod(JE, "je-1"),
     ]
@@ -56,7 +56,7 @@ def test_the_lowest_free_name_is_taken() -> None:
 
 
 def test_nothing_is_started_while_the_driver_is_silent() -> None:
-    state = cluster(job_executors=2, deployments={"demo": wanted("demo")}, pods=None)
+    state = cluster(sizes={JE: 2}, deployments={"demo": wanted("demo")}, pods=None)
     assert reconcile(state, NOW) == []
 
 
@@ -201,7 +201,7 @@ def test_a_surplus_pod_without_a_member_is_given_time_to_speak() -> None:
 
 def test_surplus_job_executors_go_from_the_top_once_they_are_idle() -> None:
     members = [replace(ready(f"je-{i}", ""), kind=JE, in_flight=i % 2) for i in range(4)]
-    state = cluster(*members, job_executors=2)
+    state = cluster(*members, sizes={JE: 2})
     why = "scaled down"
     assert reconcile(state, NOW) == [Drain("je-3", why), Drain("je-2", why)]
     assert reconcile(drained(state, "je-3", "je-2"), NOW) == [StopPod("je-2")]
