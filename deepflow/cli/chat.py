@@ -1,5 +1,6 @@
 """`deepflow chat`: talk to a deployed model in the terminal."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,7 +22,8 @@ def chat(
         str | None,
         typer.Option(
             show_default="the stack that runs here",
-            help="A gateway, such as http://127.0.0.1:8000.",
+            help="A gateway, such as http://127.0.0.1:8000; for https, SSL_CERT_FILE may"
+            " name the CA.",
         ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
@@ -47,8 +49,10 @@ def chat(
     from deepflow.cli.conversation import ChatError, Conversation
 
     try:
-        base, own_key = (url, "") if url else _running_gateway(data_dir)
-        with Conversation(base, model, max_tokens, temperature, api_key or own_key) as conversation:
+        base, own_key, trusted = (url, "", None) if url else _running_gateway(data_dir)
+        with Conversation(
+            base, model, max_tokens, temperature, api_key or own_key, trusted
+        ) as conversation:
             if question is not None:
                 _stream(conversation, question)
             else:
@@ -57,18 +61,21 @@ def chat(
         fail(str(error))
 
 
-def _running_gateway(data_dir: "DataDirOption") -> tuple[str, str]:
-    """Its address, and the key of whoever may read the secrets of the stack."""
+def _running_gateway(data_dir: "DataDirOption") -> tuple[str, str, "Path | None"]:
+    """Its address, the key of whoever may read the stack's secrets, and its certificate."""
     from deepflow.access.secrets import cluster_key
     from deepflow.local.client import SupervisorClient
     from deepflow.local.data_dir import DataDir, default_root
     from deepflow.local.errors import StackError
+    from deepflow.local.tls_folder import TlsFolder
 
     try:
         data = DataDir(data_dir or default_root())
         with SupervisorClient(data) as client:
-            address = str(client.ask("describe")["gateways"][0])
-        return address, cluster_key(data.read_secrets().cluster_token)
+            described = client.ask("describe")
+        address, tls = str(described["gateways"][0]), described.get("tls")
+        trusted = TlsFolder(Path(tls)).public.certificate if tls else None
+        return address, cluster_key(data.read_secrets().cluster_token), trusted
     except StackError as error:
         fail(f"{error}; or name a gateway with --url")
 

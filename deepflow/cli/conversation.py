@@ -2,10 +2,14 @@
 
 import contextlib
 import json
+import ssl
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Self
 
 import httpx
+
+from deepflow.tls import BadCertificate, trust_exactly
 
 READ_SECONDS_MAX = 120.0
 
@@ -22,12 +26,15 @@ class Conversation:
         max_tokens: int,
         temperature: float,
         api_key: str = "",
+        certificate: Path | None = None,
     ) -> None:
+        """`certificate` is the gateway's own where that is known: no other is trusted then."""
         base = url.rstrip("/").removesuffix("/v1")
         if not base.startswith(("http://", "https://")):
             raise ChatError(f"--url {url} is no web address: it begins with http:// or https://")
         self._client = httpx.Client(
             base_url=base,
+            verify=_trust(certificate),
             timeout=httpx.Timeout(READ_SECONDS_MAX),
             headers={"authorization": f"Bearer {api_key}"} if api_key else {},
         )
@@ -73,12 +80,26 @@ class Conversation:
         try:
             yield
         except httpx.ConnectError as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise ChatError(
+                    f"the certificate of {self._client.base_url} is not trusted ({error}); name"
+                    " the file of its CA with SSL_CERT_FILE"
+                ) from error
             raise ChatError(
                 f"nobody listens at {self._client.base_url}: run 'deepflow up', or name a gateway"
                 " with --url"
             ) from error
         except httpx.HTTPError as error:
             raise ChatError(f"the gateway's answer broke off: {error}") from error
+
+
+def _trust(certificate: Path | None) -> ssl.SSLContext | bool:
+    if certificate is None:
+        return True
+    try:
+        return trust_exactly(certificate)
+    except BadCertificate as error:
+        raise ChatError(str(error)) from error
 
 
 def _pieces(lines: Iterator[str]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from deepflow.cli.models_table import kv_words, memory_words
 from deepflow.cli.reporters import write_line
-from deepflow.local.deployments import cut_words
+from deepflow.deployments import cut_words
 
 
 class DeployReporter(Protocol):
@@ -17,7 +17,8 @@ class DeployReporter(Protocol):
 
     def accepted(self, name: str) -> None: ...
 
-    def scaled(self, name: str, count: int) -> None: ...
+    def scaled(self, name: str, count: int, where: list[str]) -> None:
+        """`where`: their addresses, for those that clients ask."""
 
     def ready(self, row: dict[str, Any]) -> None: ...
 
@@ -44,9 +45,9 @@ class PlainDeployReporter:
     def accepted(self, name: str) -> None:
         write_line(f"{name} is deployed; 'deepflow models' shows when it is ready")
 
-    def scaled(self, name: str, count: int) -> None:
+    def scaled(self, name: str, count: int, where: list[str]) -> None:
         self.close()
-        write_line(f"{name}: {count}")
+        write_line(f"{name}: {count}" + (f" ({', '.join(where)})" if where else ""))
 
     def ready(self, row: dict[str, Any]) -> None:
         self.close()
@@ -88,8 +89,8 @@ class JsonDeployReporter(PlainDeployReporter):
     def accepted(self, name: str) -> None:
         _event("accepted", name=name)
 
-    def scaled(self, name: str, count: int) -> None:
-        _event("ready", name=name, count=count)
+    def scaled(self, name: str, count: int, where: list[str]) -> None:
+        _event("ready", name=name, count=count, **({"addresses": where} if where else {}))
 
     def ready(self, row: dict[str, Any]) -> None:
         _event("ready", **row)

@@ -31,6 +31,7 @@ def doctor(
       deepflow doctor
       deepflow doctor --json | jq '.findings[] | select(.level != "ok")'
     """
+    from deepflow.local.checkup.certificates import examine_certificates
     from deepflow.local.checkup.finding import has_failed
     from deepflow.local.checkup.machine import examine_machine
     from deepflow.local.checkup.software import examine_software
@@ -39,6 +40,7 @@ def doctor(
 
     data = DataDir(data_dir or default_root())
     findings = [*examine_software(), *examine_machine(), *examine_stack(data, port)]
+    findings += examine_certificates(data)
     is_ok = not has_failed(findings)
     if as_json:
         import msgspec
@@ -62,4 +64,10 @@ def _show(findings: "list[Finding]") -> None:
         if finding.do:
             console.print(f"{'':<21}→ {finding.do}", soft_wrap=True, highlight=False, markup=False)
     counts = [sum(it.level == level for it in findings) for level in ("warn", "fail")]
-    console.print(f"{counts[0]} warnings, {counts[1]} failures", highlight=False)
+    warnings, failures = counts
+    words = f"{_counted(warnings, 'warning')}, {_counted(failures, 'failure')}"
+    console.print(words, highlight=False)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,5 +1,7 @@
 """What `deepflow up` prints when the stack answers; every line of it works as printed."""
 
+import shlex
+
 from deepflow.local.progress import Ready
 
 QUESTION = "What is a task executor?"
@@ -17,6 +19,8 @@ def greeting(ready: Ready) -> str:
         )
     lines += ["", "Ask it:", "", *_curl(ready), "", "or from Python, with pip install openai:", ""]
     lines += _python(ready)
+    if ready.urls[0].startswith("https:") and ready.ca is None:
+        lines += ["", "Ask under a name that the gateways' certificate is for: not this address."]
     lines += ["", f"Logs: {ready.log_dir}", "Stop: Ctrl-C here, or 'deepflow down'", ""]
     return "\n".join(lines)
 
@@ -29,17 +33,27 @@ def _curl(ready: Ready) -> list[str]:
         question = f'"messages": [{{"role": "user", "content": "{QUESTION}"}}], "temperature": 0'
     else:
         path, question = "completions", f'"prompt": "{QUESTION}", "max_tokens": 64'
+    trusting = f" --cacert {shlex.quote(str(ready.ca))}" if ready.ca else ""
     return [
-        f"curl {ready.urls[0]}/v1/{path} -H 'content-type: application/json' \\",
+        f"curl{trusting} {ready.urls[0]}/v1/{path} -H 'content-type: application/json' \\",
         f"""  -d '{{"model": "{ready.model}", {question}}}'""",
     ]
 
 
-def _python(ready: Ready) -> list[str]:
-    head = [
-        "from openai import OpenAI",
-        f'client = OpenAI(base_url="{ready.urls[0]}/v1", api_key="none")',
+def _openai_client(ready: Ready) -> list[str]:
+    url = f'base_url="{ready.urls[0]}/v1", api_key="none"'
+    if ready.ca is None:
+        return ["from openai import OpenAI", f"client = OpenAI({url})"]
+    return [
+        "import ssl",
+        "from openai import DefaultHttpxClient, OpenAI",
+        f"tls = ssl.create_default_context(cafile={str(ready.ca)!r})",
+        f"client = OpenAI({url}, http_client=DefaultHttpxClient(verify=tls))",
     ]
+
+
+def _python(ready: Ready) -> list[str]:
+    head = _openai_client(ready)
     if ready.makes_embeddings:
         return [
             *head,

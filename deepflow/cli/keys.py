@@ -41,6 +41,10 @@ def create(
         str | None,
         typer.Option(metavar="A,B", help="All that the tenant may use; '' = every model."),
     ] = None,
+    weight: Annotated[
+        float | None,
+        typer.Option(help="Share of the tenant beside others where work has to wait; 1 = usual."),
+    ] = None,
     data_dir: DataDirOption = None,
     cluster_manager: ClusterManagerOption = None,
     as_json: JsonOption = False,
@@ -48,14 +52,15 @@ def create(
     """Make a key and show it, this once: only its hash is kept.
 
     --rpm and --tpm are requests and tokens per minute, --concurrent requests at
-    one time. They belong to the tenant, hence to all of its keys; what is not
-    given stays as it is.
+    one time; a tenant of --weight 2 gets twice the tokens of one of weight 1
+    while both wait. They belong to the tenant, hence to all of its keys; what
+    is not given stays as it is.
 
     \b
       deepflow keys create --admin --label me
       deepflow keys create --tenant shop --rpm 60 --tpm 20000 --models demo
     """
-    changes = _tenant_changes(rpm, tpm, concurrent, models)
+    changes = _tenant_changes(rpm, tpm, concurrent, models, weight)
 
     async def make(records: "AccessRecords") -> dict[str, Any]:
         from deepflow.access.wording import describe_key
@@ -115,7 +120,15 @@ def revoke(
     data_dir: DataDirOption = None,
     cluster_manager: ClusterManagerOption = None,
 ) -> None:
-    """Make a key useless, on every gateway, for good."""
+    """Make a key useless, on every gateway, for good.
+
+    [bold]Exit codes[/bold]
+
+    \b
+      0    it opens nothing any more
+      1    nobody could be asked
+      2    there is no such key
+    """
 
     async def revoked(records: "AccessRecords") -> dict[str, Any]:
         from deepflow.access.wording import describe_key
@@ -127,16 +140,41 @@ def revoke(
 
 
 def _tenant_changes(
-    rpm: int | None, tpm: int | None, concurrent: int | None, models: str | None
+    rpm: int | None,
+    tpm: int | None,
+    concurrent: int | None,
+    models: str | None,
+    weight: float | None,
 ) -> dict[str, Any]:
+    from deepflow.access.names import REQUESTS_MAX, TOKENS_MAX
+
     changes: dict[str, Any] = {
-        "requests_per_minute": rpm,
-        "tokens_per_minute": tpm,
-        "concurrent_requests": concurrent,
+        "requests_per_minute": _limit("--rpm", rpm, REQUESTS_MAX),
+        "tokens_per_minute": _limit("--tpm", tpm, TOKENS_MAX),
+        "concurrent_requests": _limit("--concurrent", concurrent, REQUESTS_MAX),
     }
+    if weight is not None:
+        changes["weight"] = _weight(weight)
     if models is not None:
         changes["allowed_models"] = [name.strip() for name in models.split(",") if name.strip()]
     return {name: value for name, value in changes.items() if value is not None}
+
+
+def _limit(option: str, given: int | None, most: int) -> int | None:
+    """Before it is put into a record, whose fields are narrower than what can be typed."""
+    if given is not None and given > most:
+        fail(f"{option} must be from 0 (no limit) to {most}", EXIT_BAD_OPTION)
+    return given
+
+
+def _weight(given: float) -> float:
+    from deepflow.access.names import check_weight
+    from deepflow.errors import InvalidRequest
+
+    try:
+        return check_weight(given)
+    except InvalidRequest as error:
+        fail(f"--{error.message}", EXIT_BAD_OPTION)
 
 
 def _with_records(
@@ -147,7 +185,7 @@ def _with_records(
     import asyncio
 
     from deepflow.cli.record_access import records_of
-    from deepflow.errors import DeepFlowError, InvalidRequest
+    from deepflow.errors import DeepFlowError, InvalidRequest, NotFound
 
     async def run() -> dict[str, Any]:
         async with records_of(data_dir, address) as records:
@@ -155,7 +193,7 @@ def _with_records(
 
     try:
         return asyncio.run(run())
-    except InvalidRequest as error:
+    except (InvalidRequest, NotFound) as error:
         fail(error.message, EXIT_BAD_OPTION)
     except DeepFlowError as error:
         fail(error.message, EXIT_FAILED)

@@ -6,6 +6,7 @@ import typer
 
 from deepflow.cli import (
     bench,
+    certificates,
     chat,
     deploy,
     doctor,
@@ -40,6 +41,7 @@ app.command()(undeploy.undeploy)
 app.command()(models.models)
 app.command()(chat.chat)
 app.add_typer(keys.app, name="keys")
+app.add_typer(certificates.app, name="certificates")
 app.command()(usage.usage)
 app.command()(logs.logs)
 app.command()(doctor.doctor)

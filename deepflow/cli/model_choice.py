@@ -4,11 +4,12 @@ from pathlib import Path
 
 from deepflow.cli.common import EXIT_BAD_OPTION, fail
 from deepflow.core.devices import DEVICE_DTYPES
+from deepflow.core.engine_policies import POLICIES, SLO
+from deepflow.core.repository import Repository, parse_repository
 from deepflow.core.sizes import parse_bytes
 from deepflow.core.tool_formats import TOOL_FORMATS
 from deepflow.demo import MODEL_DIR
 from deepflow.errors import InvalidRequest
-from deepflow.hub.repository import Repository, parse_repository
 from deepflow.local.progress import ModelChoice
 from services.cluster_manager.deployments.request import check_name
 
@@ -25,7 +26,14 @@ def choose_model(
     dtype: str = "",
     max_tokens: int = 0,
     kv_memory: str = "",
+    kv_dram: str = "",
+    kv_disk: str = "",
     tool_format: str = "",
+    policy: str = "",
+    tpot_ms: int = 0,
+    ttft_ms: int = 0,
+    tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
     is_here: bool = True,
     as_json: bool = False,
 ) -> ModelChoice:
@@ -33,10 +41,26 @@ def choose_model(
 
     `is_here`: whether this machine loads the model, so that its folder can be looked at.
     """
+    _check_given(model, name)
     _check_choice("--device", device, tuple(DEVICE_DTYPES))
     _check_choice("--dtype", dtype or DEVICE_DTYPES[device][0], DEVICE_DTYPES[device])
     _check_choice("--tool-format", tool_format or TOOL_FORMATS[0], TOOL_FORMATS)
-    kv_bytes = _kv_bytes(kv_memory)
+    _check_choice("--policy", policy or POLICIES[0], POLICIES)
+    if (tpot_ms or ttft_ms) and policy != SLO:
+        fail(f"--tpot-ms and --ttft-ms are targets of --policy {SLO}", EXIT_BAD_OPTION)
+    if tensor_parallel * pipeline_parallel > 1 and device.startswith("emulated:"):
+        fail(
+            f"--tp and --pp: the device {device} emulates one accelerator and no links between"
+            " several",
+            EXIT_BAD_OPTION,
+        )
+    if tensor_parallel * pipeline_parallel > 1 and (kv_dram or kv_disk):
+        fail(
+            "--kv-dram and --kv-disk: a model over several ranks keeps its KV on their devices",
+            EXIT_BAD_OPTION,
+        )
+    kv_bytes = _kv_bytes("--kv-memory", kv_memory)
+    kv_dram_bytes, kv_disk_bytes = _kv_bytes("--kv-dram", kv_dram), _kv_bytes("--kv-disk", kv_disk)
     repository = _repository(model)
     if repository is not None:
         # Before the download: a name that cannot be used should not cost one.
@@ -57,6 +81,13 @@ def choose_model(
         max_tokens=max_tokens,
         kv_bytes=kv_bytes,
         tool_format=tool_format,
+        policy=policy,
+        tpot_ms=tpot_ms,
+        ttft_ms=ttft_ms,
+        tensor_parallel=tensor_parallel,
+        pipeline_parallel=pipeline_parallel,
+        kv_dram_bytes=kv_dram_bytes,
+        kv_disk_bytes=kv_disk_bytes,
     )
 
 
@@ -79,10 +110,10 @@ def _repository(model: str | Path | None) -> Repository | None:
 
 def _fetch(repository: Repository, as_json: bool) -> Path:
     from deepflow.cli.fetch_reporter import fetch_watcher
+    from deepflow.core.fetched_models import default_models_folder
     from deepflow.hub.client import HubSettings
     from deepflow.hub.errors import HubError
     from deepflow.hub.fetch import fetch_model
-    from deepflow.hub.models_folder import default_models_folder
 
     settings = HubSettings.from_environment()
     with fetch_watcher(repository.id, as_json) as watcher:
@@ -91,6 +122,14 @@ def _fetch(repository: Repository, as_json: bool) -> Path:
         except HubError as error:
             message = str(error)
     fail(message)
+
+
+def _check_given(model: str | Path | None, name: str | None) -> None:
+    """An empty one is a variable that was never set: not the demo model, nor the usual name."""
+    if model is not None and not str(model):
+        fail("the model is empty; name a folder, or a hub id as ORG/NAME", EXIT_BAD_OPTION)
+    if name is not None:
+        _check_name(name)
 
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
@@ -105,15 +144,15 @@ def _check_name(name: str) -> str:
         fail(f"{error.message}; choose another with --name", EXIT_BAD_OPTION)
 
 
-def _kv_bytes(text: str) -> int:
+def _kv_bytes(option: str, text: str) -> int:
     if not text:
         return 0
     try:
         count = parse_bytes(text)
     except ValueError as error:
-        fail(f"--kv-memory {error}", EXIT_BAD_OPTION)
+        fail(f"{option} {error}", EXIT_BAD_OPTION)
     if not 1 <= count <= KV_BYTES_MAX:
-        fail(f"--kv-memory {text} must be from 1 byte to 1 PiB", EXIT_BAD_OPTION)
+        fail(f"{option} {text} must be from 1 byte to 1 PiB", EXIT_BAD_OPTION)
     return count
 
 

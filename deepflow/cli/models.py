@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # A standby leads by then, where one is there.
-AWAY_SECONDS_MAX = 15.0
+AWAY_SECONDS_MAX = 8.0
 
 
 def models(
@@ -24,18 +24,23 @@ def models(
 ) -> None:
     """Show every deployment: state, replicas, dtype, context, memory, source.
 
+    A deployment is ready, loading, waiting for a task executor, or failed; below
+    the table it says how far it is, or why it failed.
+
     \b
       deepflow models
       deepflow models --json | jq '.models[] | {name, state, max_tokens}'
     """
     import asyncio
 
-    from deepflow.errors import DeepFlowError
+    from deepflow.errors import DeepFlowError, Unavailable
 
     try:
         rows = asyncio.run(_models(data_dir, cluster_manager))
-    except DeepFlowError as error:
+    except Unavailable as error:
         fail(f"the cluster manager does not answer: {error.message}")
+    except DeepFlowError as error:
+        fail(error.message)
     if as_json:
         print(json.dumps({"models": rows}))
         return
@@ -54,7 +59,7 @@ def models(
 
 
 async def _models(data_dir: "Path | None", address: str | None) -> list[dict[str, Any]]:
-    from deepflow.local.deployments import describe_deployments
+    from deepflow.deployments import describe_deployments
     from deepflow.local.follow import latest_view
 
     async with cluster_of(data_dir, address) as cluster:

@@ -30,7 +30,8 @@ def _beginning(row: dict[str, Any]) -> tuple[str, str, str]:
 
 def _description(row: dict[str, Any]) -> str:
     """One column of lines instead of many columns: a terminal may be narrow."""
-    size = ", ".join(filter(None, (memory_words(row), kv_words(row), context_words(row))))
+    words = (memory_words(row), kv_words(row), context_words(row), rank_words(row))
+    size = ", ".join(filter(None, words))
     return f"{row['architecture']}, {parameter_words(row['parameters'])}\n{size}"
 
 
@@ -49,6 +50,12 @@ def memory_words(row: dict[str, Any]) -> str:
 
 def kv_words(row: dict[str, Any]) -> str:
     return f"{format_bytes(row['kv_bytes'])} KV" if row["kv_bytes"] else ""
+
+
+def rank_words(row: dict[str, Any]) -> str:
+    """For example: tp 2 x pp 2. Nothing where one rank holds the model."""
+    ways = (("tp", row.get("tensor_parallel", 1)), ("pp", row.get("pipeline_parallel", 1)))
+    return " x ".join(f"{name} {count}" for name, count in ways if count > 1)
 
 
 def context_words(row: dict[str, Any]) -> str:

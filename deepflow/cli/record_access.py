@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from deepflow.access.records import AccessRecords
-    from deepflow.local.cluster_client import ClusterClient
+    from deepflow.cluster_client import ClusterClient
 
 # A stack that has just come up may answer before its kv_store is in the view.
 APPEAR_SECONDS_MAX = 10.0

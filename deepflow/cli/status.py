@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 def status(
     data_dir: DataDirOption = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help='One JSON object: "processes", "deployments", addresses.')
+        bool,
+        typer.Option(
+            "--json",
+            help='One JSON object: "processes", "deployments", "services" (how many of a kind'
+            " are wanted), addresses.",
+        ),
     ] = False,
 ) -> None:
     """Show every process: pid, state and since when, restarts, load.
@@ -53,7 +58,8 @@ def collect(client: "SupervisorClient") -> dict[str, Any]:
     try:
         cluster = client.ask("cluster") | {"cluster_error": None}
     except StackError as error:
-        cluster = {"members": [], "deployments": [], "cluster_error": str(error)}
+        nothing: dict[str, Any] = {"members": [], "deployments": [], "services": []}
+        cluster = nothing | {"cluster_error": str(error)}
     members = {member["id"]: member for member in cluster.pop("members")}
     processes = [_joined(row, members.get(row["name"])) for row in rows]
     return {**answer, **cluster, "processes": [_supervisor(answer), *_with_engines(processes)]}

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deepflow.cli.cluster_access import ClusterManagerOption, cluster_of
-from deepflow.cli.common import DataDirOption, fail
+from deepflow.cli.cluster_access import ClusterManagerOption, cluster_of, why
+from deepflow.cli.common import EXIT_BAD_OPTION, DataDirOption, fail
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,19 +18,28 @@ def undeploy(
 ) -> None:
     """Serve a model no more: its task executors give it up and end.
 
-    What was fetched stays on the disk.
+    Running requests end first; new ones get a 404 at once. What was fetched
+    stays on the disk.
 
     \b
       deepflow undeploy llama
+
+    [bold]Exit codes[/bold]
+
+    \b
+      0    it is served no more
+      1    nobody could be asked
+      2    there is no such model
     """
     import asyncio
 
-    from deepflow.errors import DeepFlowError
+    from deepflow.errors import DeepFlowError, InvalidRequest, NotFound
 
     try:
         asyncio.run(_undeploy(name, data_dir, cluster_manager))
     except DeepFlowError as error:
-        fail(f"cannot undeploy {name}: {error.message}")
+        is_wrong = isinstance(error, InvalidRequest | NotFound)
+        fail(f"cannot undeploy {name}: {why(error)}", EXIT_BAD_OPTION if is_wrong else 1)
     print(f"undeployed {name}")
 
 

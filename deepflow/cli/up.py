@@ -1,5 +1,6 @@
 """`deepflow up`: the whole mesh in the foreground, until Ctrl-C."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,15 +10,21 @@ from deepflow.cli.common import (
     EXIT_FAILED,
     EXIT_KILLED,
     DataDirOption,
-    fail,
 )
 from deepflow.cli.model_options import (
     DeviceOption,
     DtypeOption,
+    KvDiskOption,
+    KvDramOption,
     KvMemoryOption,
     MaxTokensOption,
     NameOption,
+    PipelineParallelOption,
+    PolicyOption,
+    TensorParallelOption,
     ToolFormatOption,
+    TpotOption,
+    TtftOption,
 )
 
 
@@ -33,7 +40,13 @@ def up(
     ] = None,
     name: NameOption = None,
     port: Annotated[
-        int, typer.Option(min=1, max=65535, help="HTTP port; gateway i listens on port + i.")
+        int,
+        typer.Option(
+            min=1,
+            max=65535,
+            help="HTTP port. Each further gateway takes the next one, or a free one where that"
+            " is taken.",
+        ),
     ] = 8000,
     host: Annotated[
         str,
@@ -45,7 +58,14 @@ def up(
     dtype: DtypeOption = "",
     max_tokens: MaxTokensOption = 0,
     kv_memory: KvMemoryOption = "",
+    kv_dram: KvDramOption = "",
+    kv_disk: KvDiskOption = "",
     tool_format: ToolFormatOption = "",
+    tp: TensorParallelOption = 1,
+    pp: PipelineParallelOption = 1,
+    policy: PolicyOption = "",
+    tpot_ms: TpotOption = 0,
+    ttft_ms: TtftOption = 0,
     task_executors: Annotated[int, typer.Option(min=1, max=64, help="Replicas of the model.")] = 1,
     job_executors: Annotated[int, typer.Option(min=1, max=64, help="Job executors.")] = 1,
     cluster_managers: Annotated[
@@ -61,6 +81,14 @@ def up(
             " times in a row is killed and started again. 0: never.",
         ),
     ] = 5.0,
+    tls: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Speak HTTPS to clients and mutual TLS inside, with what 'deepflow certificates"
+            " create FOLDER' made.",
+        ),
+    ] = None,
     data_dir: DataDirOption = None,
     as_json: Annotated[
         bool,
@@ -84,6 +112,7 @@ def up(
       deepflow up --model Qwen/Qwen3-0.6B         one from the hub
       deepflow up --task-executors 2 --port 8080  two replicas
       deepflow up --device emulated:ascend-910b   an accelerator's timing only
+      deepflow up --tls ./tls                     HTTPS, and TLS inside
 
     [bold]Exit codes[/bold]
 
@@ -103,9 +132,8 @@ def up(
     from deepflow.local.errors import StackError, StartupFailed
     from deepflow.local.run import run
     from deepflow.local.stack import StackOptions
+    from deepflow.local.tls_folder import TlsFolder
 
-    if port + gateways - 1 > 65535:
-        fail(f"{gateways} gateways from port {port} go beyond 65535: choose a lower --port", 2)
     options = StackOptions(
         data_dir or default_root(),
         host,
@@ -114,6 +142,7 @@ def up(
         job_executors,
         cluster_managers,
         liveness_seconds,
+        TlsFolder(tls.expanduser().absolute()) if tls is not None else None,
     )
     choice = choose_model(
         model,
@@ -123,7 +152,14 @@ def up(
         dtype=dtype,
         max_tokens=max_tokens,
         kv_memory=kv_memory,
+        kv_dram=kv_dram,
+        kv_disk=kv_disk,
         tool_format=tool_format,
+        tensor_parallel=tp,
+        pipeline_parallel=pp,
+        policy=policy,
+        tpot_ms=tpot_ms,
+        ttft_ms=ttft_ms,
         as_json=as_json,
     )
     reporter = reporter_for(as_json)

@@ -12,9 +12,9 @@ from urllib.parse import quote
 import httpx
 
 from deepflow import __version__
+from deepflow.core.repository import Repository
 from deepflow.hub.errors import BadAnswer, HubError, Offline
 from deepflow.hub.listing import Listing, parse_listing
-from deepflow.hub.repository import Repository
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 CONNECT_SECONDS = 10.0

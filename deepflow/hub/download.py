@@ -10,10 +10,10 @@ from typing import BinaryIO
 
 import httpx
 
+from deepflow.core.repository import Repository
 from deepflow.hub.client import HubClient
 from deepflow.hub.errors import BadAnswer, HubError
 from deepflow.hub.listing import HubFile
-from deepflow.hub.repository import Repository
 
 CHUNK_BYTES = 1 << 20
 # Failures in a row without a single new byte between them.

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from deepflow.core.repository import Repository
 from deepflow.core.sizes import MIB, format_bytes
 from deepflow.hub.client import HubClient, HubSettings
 from deepflow.hub.download import FileDownload, part_of
 from deepflow.hub.errors import HubError, Offline
 from deepflow.hub.listing import HubFile, Listing, select
 from deepflow.hub.models_folder import ModelHome
-from deepflow.hub.repository import Repository
 
 # Left free beyond the model itself.
 DISK_SLACK_BYTES = 64 * MIB

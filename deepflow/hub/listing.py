@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from deepflow.core.repository import Repository, is_commit
 from deepflow.hub.errors import BadAnswer, HubError
-from deepflow.hub.repository import Repository, is_commit
 
 FILES_MAX = 10_000
 PATH_LENGTH_MAX = 255

@@ -1,4 +1,4 @@
-"""Where fetched models lie: <root>/<org>/<name>/<commit>, complete or still growing."""
+"""Where models are fetched to: folders that are complete, or still growing."""
 
 import contextlib
 import fcntl
@@ -6,44 +6,27 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import quote
 
+from deepflow.core.fetched_models import MANIFEST, find_fetched, home_of, ref_of
+from deepflow.core.repository import Repository
 from deepflow.hub.errors import HubError
 from deepflow.hub.listing import Listing
-from deepflow.hub.repository import Repository, is_commit
-
-# Written last: what it lists was fetched whole and checked.
-MANIFEST = ".fetched.json"
-
-
-def default_models_folder() -> Path:
-    if named := os.environ.get("DEEPFLOW_MODELS_DIR"):
-        return Path(named).expanduser().absolute()
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache).absolute() / "deepflow" / "models"
 
 
 class ModelHome:
     """All commits of one model."""
 
     def __init__(self, root: Path, repository: Repository) -> None:
-        self._folder = root / repository.organisation / repository.name
-        self._revision = repository.revision
-        self._ref = self._folder / "refs" / quote(repository.revision, safe="")
+        self._folder = home_of(root, repository)
+        self._root, self._repository = root, repository
+        self._ref = ref_of(root, repository)
 
     def commit_folder(self, commit: str) -> Path:
         return self._folder / commit
 
     def find(self) -> Path | None:
         """The complete folder that the revision meant when it was last asked for."""
-        commit = self._revision
-        if not is_commit(commit):
-            try:
-                commit = self._ref.read_text().strip()
-            except OSError:
-                return None
-        folder = self.commit_folder(commit)
-        return folder if is_commit(commit) and is_complete(folder) else None
+        return find_fetched(self._root, self._repository)
 
     def note(self, listing: Listing) -> None:
         """The folder is complete, and is what the revision means now."""
@@ -73,14 +56,6 @@ class ModelHome:
             yield
         finally:
             os.close(descriptor)
-
-
-def is_complete(folder: Path) -> bool:
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        return all((folder / path).stat().st_size == size for path, size in manifest.items())
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,18 +1,19 @@
 """The cluster as the supervisor's process sees it: the manager's view and what heartbeats say."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 
 from google.protobuf.message import Message
 
 from deepflow import clock
 from deepflow.bus import Bus
+from deepflow.cluster_client import ClusterClient
 from deepflow.config import ServiceConfig
-from deepflow.lifecycle import state_word
-from deepflow.local.cluster_client import ClusterClient
-from deepflow.local.deployments import describe_deployments
+from deepflow.deployments import describe_deployments
 from deepflow.local.liveness import HealthPort
+from deepflow.local.nats_users import SUPERVISOR, password_of
 from deepflow.local.stack import Stack
+from deepflow.members import SCALED_KINDS, describe_member, describe_service
 from deepflow.membership import HEARTBEAT_SUBJECT, kind_word
 from deepflow.v1 import cluster_pb2, events_pb2
 
@@ -24,9 +25,11 @@ class ClusterLink(ClusterClient):
 
     def __init__(self, stack: Stack) -> None:
         super().__init__(stack.cluster_manager_address, stack.secrets.cluster_token)
+        self._gateway_scheme = stack.options.gateway_scheme
         self._bus = Bus(_bus_config(stack), "supervisor")
         self._heard: dict[str, tuple[float, events_pb2.Heartbeat]] = {}
-        self._health_ports: dict[str, HealthPort] = {}  # as last heard: silence changes nothing
+        # By name and kind, as last heard: silence changes nothing.
+        self._health_ports: dict[tuple[str, str], HealthPort] = {}
 
     async def start(self) -> None:
         await self._bus.subscribe(f"{HEARTBEAT_SUBJECT}.>", events_pb2.Heartbeat, self._hear)
@@ -36,10 +39,14 @@ class ClusterLink(ClusterClient):
         await self._bus.close()
         await super().close()
 
-    def health_ports(self, names: Collection[str]) -> dict[str, HealthPort]:
-        """Where each of these members answers, by its own heartbeats; forgets the others."""
-        self._health_ports = {k: port for k, port in self._health_ports.items() if k in names}
-        return dict(self._health_ports)
+    def health_ports(self, services: Mapping[str, str]) -> dict[str, HealthPort]:
+        """Where each of these processes answers, by its own heartbeats; forgets the others.
+
+        `services` by name: who has the name and is of another kind is somebody else.
+        """
+        wanted = services.items()
+        self._health_ports = {k: port for k, port in self._health_ports.items() if k in wanted}
+        return {name: port for (name, _), port in self._health_ports.items()}
 
     async def describe(self) -> dict[str, Any]:
         """The view with each member's load, for people and scripts."""
@@ -47,6 +54,7 @@ class ClusterLink(ClusterClient):
         return {
             "members": [self._member(member) for member in view.members],
             "deployments": describe_deployments(view),
+            "services": [describe_service(view, name) for name in SCALED_KINDS],
         }
 
     async def _hear(self, beat: events_pb2.Heartbeat) -> None:
@@ -58,21 +66,14 @@ class ClusterLink(ClusterClient):
         }
         self._heard[beat.id] = (now, beat)
         member = beat.member
-        self._health_ports[beat.id] = HealthPort(member.health_address, member.pid)
+        kind = kind_word(member.kind)
+        # The gateways answer on their public port.
+        scheme = self._gateway_scheme if kind == "gateway" else "http"
+        port = HealthPort(member.health_address, member.pid, scheme)
+        self._health_ports[(beat.id, kind)] = port
 
     def _member(self, member: cluster_pb2.Member) -> dict[str, Any]:
-        return {
-            "id": member.id,
-            "kind": kind_word(member.kind),
-            "state": state_word(member.state),
-            "detail": member.detail,
-            "state_since_unix_ms": member.state_since_unix_ms,
-            "pid": member.pid,
-            "address": member.address,
-            "health_address": member.health_address,
-            "deployment": member.deployment,
-            "load": self._load(member),
-        }
+        return describe_member(member) | {"load": self._load(member)}
 
     def _load(self, member: cluster_pb2.Member) -> dict[str, float] | None:
         heard_at, beat = self._heard.get(member.id, (0.0, None))
@@ -87,9 +88,8 @@ def _fields(message: Message) -> list[str]:
 
 
 def _bus_config(stack: Stack) -> ServiceConfig:
-    environment = stack.environment
     return ServiceConfig(
         nats_url=stack.nats_url,
-        nats_user=environment["DEEPFLOW_NATS_USER"],
-        nats_password=stack.secrets.nats_password,
+        nats_user=SUPERVISOR.name,
+        nats_password=password_of(SUPERVISOR, stack.secrets.nats_password),
     )

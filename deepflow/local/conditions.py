@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from deepflow import clock
+from deepflow.deployments import is_serving
 from deepflow.errors import DeepFlowError
 from deepflow.lifecycle import state_word
 from deepflow.local import http
 from deepflow.local.cluster import ClusterLink
-from deepflow.local.deployments import is_serving
 from deepflow.local.progress import ModelChoice, Reporter
 from deepflow.local.stack import LOOPBACK
 from deepflow.v1 import cluster_pb2
@@ -27,9 +28,12 @@ class MemberFailed(Exception):
 class Conditions:
     """What they wait for is told to the reporter while they answer no."""
 
-    def __init__(self, cluster: ClusterLink, reporter: Reporter, key: str) -> None:
-        """`key` is one that the gateways take."""
+    def __init__(
+        self, cluster: ClusterLink, reporter: Reporter, key: str, certificate: Path | None
+    ) -> None:
+        """`key` is one that the gateways take, `certificate` the one that they show over TLS."""
         self._key = key
+        self._certificate = certificate
         self._cluster = cluster
         self._reporter = reporter
         self._began_unix_ms = clock.unix_ms()
@@ -57,7 +61,8 @@ class Conditions:
 
     async def is_up(self, url: str) -> bool:
         with contextlib.suppress(http.NoAnswer):
-            return (await http.get(f"{url}/health"))[0] == 200
+            answer = await http.get(f"{url}/health", certificate=self._certificate)
+            return answer[0] == 200
         return False
 
     async def has_job_executors(self, count: int) -> bool:
@@ -76,9 +81,11 @@ class Conditions:
 
     async def serves(self, url: str, model: ModelChoice) -> bool:
         with contextlib.suppress(http.NoAnswer):
-            if (await http.get(f"{url}/ready"))[0] != 200:
+            trusted = self._certificate
+            if (await http.get(f"{url}/ready", certificate=trusted))[0] != 200:
                 return False
-            status, models = await http.get(f"{url}/v1/models", key=self._key)
+            models_url = f"{url}/v1/models"
+            status, models = await http.get(models_url, key=self._key, certificate=trusted)
             return status == 200 and any(it["id"] == model.name for it in models["data"])
         return False
 

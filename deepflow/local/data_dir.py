@@ -38,6 +38,11 @@ class Ports(Struct, frozen=True, forbid_unknown_fields=True):
     # Port and health port of each further cluster manager.
     standbys: tuple[int, ...] = ()
 
+    @property
+    def all(self) -> tuple[int, ...]:
+        *singles, _ = self.__struct_fields__
+        return (*(getattr(self, name) for name in singles), *self.standbys)
+
 
 class DataDir:
     """Paths and what is stored under them."""

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Callable
 
 from deepflow import clock
+from deepflow.cluster_client import ClusterClient
+from deepflow.deployments import FAILED, READY, WAITING, find, progress_of
 from deepflow.errors import DeepFlowError, NotFound, Unavailable
-from deepflow.local.cluster_client import ClusterClient
-from deepflow.local.deployments import FAILED, READY, WAITING, progress_of
 from deepflow.v1 import cluster_pb2
 
 POLL_SECONDS = 0.1
@@ -35,10 +35,6 @@ async def deploy_and_follow(
     except DeployFailed as error:
         aftermath = await _take_back(client, former, deployed)
         raise DeployFailed(f"{error}; {aftermath}") from error
-
-
-def find(view: cluster_pb2.ClusterView, name: str) -> cluster_pb2.Deployment | None:
-    return next((it for it in view.deployments if it.name == name), None)
 
 
 async def until_ready(

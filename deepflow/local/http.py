@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from deepflow.tls import BadCertificate, trust_exactly
 
 ANSWER_SECONDS_MAX = 30.0
 
@@ -13,20 +16,38 @@ class NoAnswer(Exception):
 
 
 async def get(
-    url: str, timeout_seconds: float = ANSWER_SECONDS_MAX, *, key: str = ""
+    url: str,
+    timeout_seconds: float = ANSWER_SECONDS_MAX,
+    *,
+    key: str = "",
+    certificate: Path | None = None,
 ) -> tuple[int, Any]:
-    """(status, JSON body); None for a body that is no JSON. `key` is an API key."""
-    return await _ask("GET", url, b"", timeout_seconds, key)
+    """(status, JSON body); None for a body that is no JSON. `key` is an API key.
+
+    `certificate` is the one that is trusted where the address is https.
+    """
+    return await _ask("GET", url, b"", timeout_seconds, key, certificate)
 
 
 async def post(
-    url: str, document: Any, timeout_seconds: float = ANSWER_SECONDS_MAX, *, key: str = ""
+    url: str,
+    document: Any,
+    timeout_seconds: float = ANSWER_SECONDS_MAX,
+    *,
+    key: str = "",
+    certificate: Path | None = None,
 ) -> tuple[int, Any]:
-    return await _ask("POST", url, json.dumps(document).encode(), timeout_seconds, key)
+    body = json.dumps(document).encode()
+    return await _ask("POST", url, body, timeout_seconds, key, certificate)
 
 
 async def _ask(
-    method: str, url: str, body: bytes, timeout_seconds: float, key: str
+    method: str,
+    url: str,
+    body: bytes,
+    timeout_seconds: float,
+    key: str,
+    certificate: Path | None,
 ) -> tuple[int, Any]:
     parts = urlsplit(url)
     credentials = f"authorization: Bearer {key}\r\n" if key else ""
@@ -37,13 +58,17 @@ async def _ask(
     )
     try:
         async with asyncio.timeout(timeout_seconds):
-            reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+            # Read each time: it is renewed while the stack runs.
+            trusted = trust_exactly(certificate) if certificate is not None else None
+            reader, writer = await asyncio.open_connection(
+                parts.hostname, parts.port, ssl=trusted if parts.scheme == "https" else None
+            )
             try:
                 writer.write(head.encode() + body)
                 return _parse(await reader.read())
             finally:
                 writer.close()
-    except (OSError, TimeoutError) as error:
+    except (OSError, TimeoutError, BadCertificate) as error:
         raise NoAnswer(f"{url}: {error or 'no answer in time'}") from error
 
 

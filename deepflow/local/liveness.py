@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from deepflow.local import http
 from deepflow.local.process import ManagedProcess, ProcessState
@@ -43,6 +44,11 @@ class HealthPort:
 
     address: str
     pid: int = 0
+    scheme: str = "http"
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://{self.address}/health"
 
 
 class LivenessProbe:
@@ -53,7 +59,10 @@ class LivenessProbe:
         supervisor: Supervisor,
         find_ports: Callable[[], Mapping[str, HealthPort]],
         seconds: float,
+        certificate: Path | None = None,
     ) -> None:
+        """`certificate` is what those show that answer over TLS."""
+        self._certificate = certificate
         self._supervisor = supervisor
         self._find_ports = find_ports
         self._seconds = seconds
@@ -80,7 +89,7 @@ class LivenessProbe:
         pid, name = process.pid, process.spec.name
         if pid is None or port.pid not in (0, pid):
             return  # this life has not said yet where it answers
-        has_answered = await self._answers(port.address)
+        has_answered = await self._answers(port.url)
         if process.pid != pid or process.state is not ProcessState.RUNNING:
             return
         pulse = self._pulses.get(name, Pulse(pid)).after(pid, has_answered=has_answered)
@@ -89,9 +98,9 @@ class LivenessProbe:
             log.error("%s did not answer %d times: it is killed", name, MISSES_MAX)
             process.end_life()
 
-    async def _answers(self, address: str) -> bool:
+    async def _answers(self, url: str) -> bool:
         try:
-            await http.get(f"http://{address}/health", self._seconds)
+            await http.get(url, self._seconds, certificate=self._certificate)
         except http.NoAnswer as error:
             # A port that refuses belongs to a process that starts, drains or ends: no hang.
             return not isinstance(error.__cause__, TimeoutError)

@@ -7,12 +7,13 @@ import platform
 from typing import Any
 
 from deepflow import __version__
-from deepflow.errors import Unavailable
+from deepflow.errors import InvalidRequest, Unavailable
 from deepflow.local.data_dir import DataDir
+from deepflow.local.gateways import Gateways, gateway_name
 from deepflow.local.liveness import HealthPort, LivenessProbe
 from deepflow.local.paths import check_socket_path
 from deepflow.local.ports import require_free
-from deepflow.local.process import open_log
+from deepflow.local.process import ProcessSpec, open_log
 from deepflow.local.progress import ModelChoice, Reporter, Steps
 from deepflow.local.servers import nats_command, redis_command
 from deepflow.local.socket import ControlSocket, Face
@@ -39,9 +40,11 @@ class LocalStack:
 
     async def start(self) -> None:
         """Spawns everything at once; services wait for one another. Raises StackError."""
+        if self.options.tls is not None:
+            self.options.tls.check()
         check_socket_path(self.data.socket)
-        self.data.acquire(self.options.urls[0])
-        require_free(self.options.host, self.options.gateway_ports)
+        self.data.acquire(self.options.url(self.options.port))
+        require_free(self.options.host, [self.options.port])
         stack = Stack(
             self.options,
             self.data,
@@ -54,6 +57,7 @@ class LocalStack:
         }
         self._log_to_file()
         self._stack = stack
+        self._gateways = Gateways(stack, self.supervisor)
         self.has_started = True
         for name, command in commands.items():
             self.supervisor.start(stack.embedded(name, command))
@@ -61,17 +65,24 @@ class LocalStack:
         await self._listen(stack)
         for cluster_manager in stack.cluster_managers():
             self.supervisor.start(cluster_manager)
-        for gateway in stack.gateways():
-            self.supervisor.start(gateway)
+        # The cluster manager finds them there, and keeps as many from now on.
+        for index in range(self.options.gateways):
+            self.supervisor.start(self._gateways.spec(gateway_name(index)))
 
     def connect(self) -> None:
         """Become a client of the cluster; late, because gRPC takes its time to import."""
+        from deepflow import rpc
         from deepflow.local.cluster import ClusterLink
 
+        tls = self.options.tls
+        rpc.speak_tls(None if tls is None else tls.mesh())
         self._cluster = ClusterLink(self._stack)
         if self.options.liveness_seconds:
             probe = LivenessProbe(
-                self.supervisor, self._health_ports, self.options.liveness_seconds
+                self.supervisor,
+                self._health_ports,
+                self.options.liveness_seconds,
+                self.options.gateway_certificate,
             )
             self._probing = asyncio.create_task(probe.run())
 
@@ -80,7 +91,12 @@ class LocalStack:
         from deepflow.local.readiness import Readiness
 
         readiness = Readiness(
-            self._stack, self.supervisor, self._cluster, steps=steps, reporter=reporter
+            self._stack,
+            self.supervisor,
+            self._cluster,
+            self._gateways,
+            steps=steps,
+            reporter=reporter,
         )
         await readiness.follow(model)
         self.makes_embeddings = readiness.makes_embeddings
@@ -110,14 +126,14 @@ class LocalStack:
     def _health_ports(self) -> dict[str, HealthPort]:
         known = {name: HealthPort(it) for name, it in self._stack.health_ports.items()}
         heard: dict[str, HealthPort] = self._cluster.health_ports(
-            {process.spec.name for process in self.supervisor.all()}
+            {it.spec.name: it.spec.service for it in self.supervisor.all()}
         )
         return heard | known
 
     async def _listen(self, stack: Stack) -> None:
         face = Face(
             supervisor=self.supervisor,
-            launch=stack.service,
+            launch=self._launch,
             describe=self._describe,
             cluster=self._describe_cluster,
             request_shutdown=self.stop_requested.set,
@@ -125,16 +141,29 @@ class LocalStack:
         self._socket = ControlSocket(self.data.socket, face)
         await self._socket.start()
 
+    def _launch(self, service: str, name: str, settings: dict[str, Any]) -> ProcessSpec:
+        if service != "gateway":
+            return self._stack.service(service, name, settings)
+        if settings:
+            raise InvalidRequest("a gateway is started as this stack's options say: no settings")
+        return self._gateways.spec(name)
+
+    @property
+    def urls(self) -> list[str]:
+        """Of the gateways that there are now."""
+        return list(self._gateways.urls.values())
+
     def _describe(self) -> dict[str, Any]:
         """Where everything is; secrets stay where they are."""
         stack = self._stack
         return {
-            "gateways": self.options.urls,
+            "gateways": self.urls,
             "cluster_manager": stack.cluster_manager_address,
             "kv_store": stack.kv_store_address,
             "nats": stack.nats_url,
             "data_dir": str(self.data.root),
             "log_dir": str(self.data.logs),
+            "tls": None if self.options.tls is None else str(self.options.tls.root),
             "supervisor_pid": os.getpid(),
             "versions": {"deepflow": __version__, "python": platform.python_version()},
         }

@@ -13,6 +13,8 @@ SETTINGS_MAX = 64
 Service = Literal["gateway", "job_executor", "task_executor", "cluster_manager", "kv_store"]
 Name = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9_-]{0,62}$")]
 Setting = Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9_]{0,62}$")]
+# In whose leadership a cluster manager asks; people ask without one.
+Term = Annotated[int, msgspec.Meta(ge=1)]
 Settings = Annotated[dict[Setting, bool | int | float | str], msgspec.Meta(max_length=SETTINGS_MAX)]
 
 
@@ -33,11 +35,13 @@ class Start(Struct, tag_field="op", tag="start", forbid_unknown_fields=True):
     service: Service
     name: Name
     settings: Settings = {}
+    term: Term | None = None
 
 
 class Stop(Struct, tag_field="op", tag="stop", forbid_unknown_fields=True):
     name: str
     grace_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] | None = None
+    term: Term | None = None
 
 
 class List(Struct, tag_field="op", tag="list", forbid_unknown_fields=True):

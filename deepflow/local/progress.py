@@ -24,6 +24,13 @@ class ModelChoice:
     max_tokens: int = 0
     kv_bytes: int = 0
     tool_format: str = ""
+    policy: str = ""
+    tpot_ms: int = 0
+    ttft_ms: int = 0
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    kv_dram_bytes: int = 0
+    kv_disk_bytes: int = 0
 
     def deployment(self) -> "cluster_pb2.Deployment":
         """As the cluster manager is asked for it."""
@@ -38,6 +45,16 @@ class ModelChoice:
             max_tokens=self.max_tokens,
             kv_bytes=self.kv_bytes,
             tool_format=self.tool_format,
+            engine=cluster_pb2.EngineOptions(
+                policy=self.policy,
+                tpot_ms=self.tpot_ms,
+                ttft_ms=self.ttft_ms,
+                # One is what nothing means, so that it is no other load.
+                tensor_parallel=self.tensor_parallel if self.tensor_parallel > 1 else 0,
+                pipeline_parallel=self.pipeline_parallel if self.pipeline_parallel > 1 else 0,
+                kv_dram_bytes=self.kv_dram_bytes,
+                kv_disk_bytes=self.kv_disk_bytes,
+            ),
         )
 
 
@@ -55,6 +72,7 @@ class Ready:
     seconds: float
     step_seconds: dict[str, float]
     makes_embeddings: bool = False  # instead of text
+    ca: Path | None = None  # what clients trust, where this host's own CA signed for the address
 
 
 class Reporter(Protocol):

@@ -8,17 +8,19 @@ from typing import Any
 
 from deepflow import clock
 from deepflow.access.secrets import cluster_key
+from deepflow.deployments import cut_words, describe_deployments
 from deepflow.errors import DeepFlowError, Unavailable
 from deepflow.local import http
 from deepflow.local.cluster import ClusterLink
 from deepflow.local.conditions import Conditions, MemberFailed
-from deepflow.local.deployments import cut_words, describe_deployments
 from deepflow.local.errors import StartupFailed
 from deepflow.local.failures import failed, first_failure
+from deepflow.local.gateways import Gateways
 from deepflow.local.progress import ModelChoice, Reporter, Steps
 from deepflow.local.stack import Stack
 from deepflow.local.supervisor import Supervisor
 from deepflow.v1 import cluster_pb2
+from deepflow.v1 import types_pb2 as types
 
 POLL_SECONDS = 0.05
 # For everything but loading a model, which takes what it takes and is bounded by its loader.
@@ -31,6 +33,7 @@ class Readiness:
         stack: Stack,
         supervisor: Supervisor,
         cluster: ClusterLink,
+        gateways: Gateways,
         *,
         steps: Steps,
         reporter: Reporter,
@@ -38,10 +41,12 @@ class Readiness:
         self._stack = stack
         self._supervisor = supervisor
         self._cluster = cluster
+        self._gateways = gateways
         self._step = steps.step
         self._reporter = reporter
         self._key = cluster_key(stack.secrets.cluster_token)
-        self._conditions = Conditions(cluster, reporter, self._key)
+        self._certificate = stack.options.gateway_certificate
+        self._conditions = Conditions(cluster, reporter, self._key, self._certificate)
         self.has_chat_template = False
         self.makes_embeddings = False
 
@@ -74,7 +79,7 @@ class Readiness:
         with self._step("deploy"):
             await self._deploy(model)
         with self._step("gateways"):
-            for name, url in self._gateways():
+            for name, url in self._asked_gateways():
                 await self._until(name, partial(is_true.is_up, url))
         with self._step("job_executors"):
             count = self._stack.options.job_executors
@@ -82,13 +87,14 @@ class Readiness:
         with self._step("task_executors"):
             await self._load(model)
         with self._step("route"):
-            for name, url in self._gateways():
+            for name, url in self._asked_gateways():
                 await self._until(name, partial(is_true.serves, url, model))
         with self._step("first token"):
             await self._until("gateway-0", partial(self._has_first_token, model))
 
-    def _gateways(self) -> list[tuple[str, str]]:
-        return [(f"gateway-{i}", url) for i, url in enumerate(self._stack.options.urls)]
+    def _asked_gateways(self) -> list[tuple[str, str]]:
+        """Without those that a former run's number may have brought up for a moment."""
+        return list(self._gateways.urls.items())[: self._stack.options.gateways]
 
     async def _until(
         self,
@@ -115,12 +121,22 @@ class Readiness:
                 if former.name != model.name:
                     await self._cluster.undeploy(former.name)
                     self._reporter.note(f"undeployed {former.name!r}, left by a former run")
-            await self._cluster.scale_job_executors(self._stack.options.job_executors)
+            for kind, count in self._sizes.items():
+                await self._cluster.scale_kind(kind, count)
             deployed = await self._cluster.deploy(model.deployment())
             self.has_chat_template = deployed.facts.has_chat_template
             self.makes_embeddings = deployed.facts.task == cluster_pb2.MODEL_TASK_EMBED
         except DeepFlowError as error:
             raise StartupFailed(f"cannot deploy {model.name}: {error.message}") from error
+
+    @property
+    def _sizes(self) -> dict[types.MemberKind.ValueType, int]:
+        """What `up` was asked for goes before what a former run ended with."""
+        options = self._stack.options
+        return {
+            types.MEMBER_KIND_JOB_EXECUTOR: options.job_executors,
+            types.MEMBER_KIND_GATEWAY: options.gateways,
+        }
 
     async def _load(self, model: ModelChoice) -> None:
         loaded = partial(self._conditions.has_loaded, model)
@@ -139,14 +155,17 @@ class Readiness:
 
     async def _has_first_token(self, model: ModelChoice) -> bool:
         """Not yet where the job executor has still to meet the task executor."""
-        url = f"{self._stack.options.urls[0]}/v1/"
+        _, url = self._asked_gateways()[0]
+        url += "/v1/"
         question: dict[str, Any] = {"model": model.name}
         if self.makes_embeddings:
             url, question["input"] = url + "embeddings", "Hello"
         else:
             url, question = url + "completions", question | {"prompt": "Hello", "max_tokens": 1}
         try:
-            status, body = await http.post(url, question, key=self._key)
+            status, body = await http.post(
+                url, question, key=self._key, certificate=self._certificate
+            )
         except http.NoAnswer as error:
             raise StartupFailed(f"the first request got no answer: {error}") from error
         if status not in (200, 503) or _is_for_good(body):

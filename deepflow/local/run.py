@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Coroutine, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 from deepflow.local.local_stack import LocalStack
@@ -85,16 +86,21 @@ async def _tell_restarts(stack: LocalStack, reporter: Reporter) -> None:
         await change.wait()
 
 
+def _ca(options: StackOptions) -> Path | None:
+    return None if options.tls is None else options.tls.ca_for(options.reachable_host)
+
+
 def _summary(stack: LocalStack, model: ModelChoice, can_chat: bool, steps: Steps) -> Ready:
     return Ready(
         model=model.name,
         device=model.device,
         has_chat_template=can_chat,
-        urls=stack.options.urls,
+        urls=stack.urls,
         data_dir=stack.data.root,
         log_dir=stack.data.logs,
         pid=os.getpid(),
         seconds=sum(steps.seconds.values()),
         step_seconds=steps.seconds,
         makes_embeddings=stack.makes_embeddings,
+        ca=_ca(stack.options),
     )

@@ -104,9 +104,11 @@ class ControlSocket:
             case messages.List():
                 return {"processes": face.supervisor.rows()}
             case messages.Start():
+                face.supervisor.check_term(request.term)
                 spec = face.launch(request.service, request.name, request.settings)
                 return {"process": row(face.supervisor.start(spec))}
             case messages.Stop():
+                face.supervisor.check_term(request.term)
                 process = await face.supervisor.stop(request.name, request.grace_seconds)
                 return {"process": row(process)}
             case messages.Describe():

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from deepflow.config import PREFIX
+from deepflow.local import nats_users, redis_users
 from deepflow.local.data_dir import DataDir, Ports, Secrets, default_root
 from deepflow.local.process import ProcessSpec
-from deepflow.local.servers import NATS_USER
+from deepflow.local.tls_folder import TlsFolder
 
 LOOPBACK = "127.0.0.1"
 MEET_SECONDS_MAX = 5.0
 WILDCARDS = ("0.0.0.0", "::", "")
 # Each names one process: set for all of them it would make them collide.
 _NEVER_INHERITED = ("ID", "PORT", "HEALTH_PORT", "HOST", "ADVERTISE_HOST")
+_HTTPS = ("_HTTPS_CERTIFICATE", "_HTTPS_KEY")
 # Only the command itself fetches models.
 _OTHERS_SECRETS = ("HF_TOKEN",)
 
@@ -33,10 +35,8 @@ class StackOptions:
     cluster_managers: int = 1
     # How long a process may take to answer its health port; 0 = nobody asks.
     liveness_seconds: float = 5.0
-
-    @property
-    def gateway_ports(self) -> list[int]:
-        return [self.port + index for index in range(self.gateways)]
+    # HTTPS at the gateways and mutual TLS between the services; None = neither.
+    tls: TlsFolder | None = None
 
     @property
     def reachable_host(self) -> str:
@@ -44,9 +44,18 @@ class StackOptions:
         host = LOOPBACK if self.host in WILDCARDS else self.host
         return f"[{host}]" if ":" in host else host
 
+    def url(self, port: int) -> str:
+        """Of a gateway."""
+        return f"{self.gateway_scheme}://{self.reachable_host}:{port}"
+
     @property
-    def urls(self) -> list[str]:
-        return [f"http://{self.reachable_host}:{port}" for port in self.gateway_ports]
+    def gateway_scheme(self) -> str:
+        return "http" if self.tls is None else "https"
+
+    @property
+    def gateway_certificate(self) -> Path | None:
+        """What this host's own clients trust, under whatever name: it is the gateways' own."""
+        return None if self.tls is None else self.tls.public.certificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +89,15 @@ class Stack:
         ours = {
             "CLUSTER_TOKEN": self.secrets.cluster_token,
             "NATS_URL": self.nats_url,
-            "NATS_USER": NATS_USER,
-            "NATS_PASSWORD": self.secrets.nats_password,
             "KV_STORE_ADDRESS": self.kv_store_address,
             "CLUSTER_MANAGER_ADDRESS": self.cluster_manager_address,
         }
         # A task executor forks with gRPC's threads running; gRPC must not act on that.
         others = {"GRPC_ENABLE_FORK_SUPPORT": "0"}
-        return {k: v for k, v in self.inherited.items() if k not in unwanted} | {
+        kept = {k: v for k, v in self.inherited.items() if k not in unwanted}
+        return {k: v for k, v in kept.items() if not _is_about_tls(k)} | {
             **others,
+            **({} if self.options.tls is None else self.options.tls.mesh_environment),
             **{PREFIX + name: value for name, value in ours.items()},
         }
 
@@ -109,17 +118,27 @@ class Stack:
             service=service,
             # -P: a folder called services where the person happens to stand is none of ours.
             command=(sys.executable, "-P", "-m", f"services.{service}"),
-            environment=self.environment | {prefix + key: value for key, value in own.items()},
+            environment=self.environment
+            | self._nats_credentials(service)
+            | {prefix + key: value for key, value in own.items()},
             log_file=self.data.log_file(name),
         )
+
+    def _nats_credentials(self, service: str) -> dict[str, str]:
+        """Its own user's: in its environment, where no other user of this host can read it."""
+        user = nats_users.SERVICES[service]
+        return {
+            f"{PREFIX}NATS_USER": user.name,
+            f"{PREFIX}NATS_PASSWORD": nats_users.password_of(user, self.secrets.nats_password),
+        }
 
     def kv_store(self, *, initialise: bool) -> ProcessSpec:
         """`initialise` only where Redis is known to be new: later, empty means lost."""
         settings = {
             "port": self.ports.kv_store,
             "health_port": self.ports.kv_store_health,
-            "redis_url": f"redis://{LOOPBACK}:{self.ports.redis}/0",
-            "redis_password": self.secrets.redis_password,
+            "redis_url": f"redis://{redis_users.KV_STORE}@{LOOPBACK}:{self.ports.redis}/0",
+            "redis_password": redis_users.kv_store_password(self.secrets.redis_password),
             "initialise": initialise,
         }
         return self.service("kv_store", "kv-store", settings)
@@ -135,6 +154,7 @@ class Stack:
             "port": port,
             "health_port": health_port,
             "job_executors": self.options.job_executors,
+            "gateways": self.options.gateways,
             "driver": "local",
             "supervisor_socket": str(self.data.socket),
         }
@@ -151,16 +171,22 @@ class Stack:
             **{name: f"{LOOPBACK}:{port}" for name, port in zip(names, managers, strict=True)},
         }
 
-    def gateways(self) -> list[ProcessSpec]:
-        """Gateway i listens on port + i."""
+    def gateway(self, name: str, port: int) -> ProcessSpec:
         host = self.options.host
-        settings = {"host": host, "meet_seconds_max": str(MEET_SECONDS_MAX)}
+        settings: dict[str, Any] = {"host": host, "port": port}
+        settings["meet_seconds_max"] = MEET_SECONDS_MAX
         if host in WILDCARDS:
             settings["advertise_host"] = LOOPBACK
-        return [
-            self.service("gateway", f"gateway-{index}", settings | {"port": str(port)})
-            for index, port in enumerate(self.options.gateway_ports)
-        ]
+        if self.options.tls is not None:
+            public = self.options.tls.public
+            settings |= {"https_certificate": public.certificate, "https_key": public.key}
+        return self.service("gateway", name, settings)
+
+
+def _is_about_tls(variable: str) -> bool:
+    """All of a stack agree on it, and `--tls` says what."""
+    own = variable.startswith(PREFIX)
+    return own and variable.endswith(("_TLS_CA", "_TLS_CERTIFICATE", "_TLS_KEY", *_HTTPS))
 
 
 def _text(value: Any) -> str:

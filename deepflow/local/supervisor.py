@@ -29,8 +29,20 @@ class Supervisor:
     def __init__(self, policy: RestartPolicy | None = None) -> None:
         self._policy = policy or RestartPolicy()
         self._processes: dict[str, ManagedProcess] = {}
+        self._term = 0
         self._is_closing = False
         self._changed = asyncio.Event()
+
+    def check_term(self, term: int | None) -> None:
+        """A leader that was replaced and has not noticed decides nothing here any more."""
+        if term is None:
+            return
+        if term < self._term:
+            raise Conflict(
+                f"term {term} is over: the cluster manager of term {self._term} leads",
+                reason="stale_term",
+            )
+        self._term = term
 
     def start(self, spec: ProcessSpec) -> ManagedProcess:
         """Idempotent by name."""

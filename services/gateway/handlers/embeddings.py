@@ -45,7 +45,7 @@ class Embeddings:
 
     async def create(self, exchange: Exchange) -> None:
         arrived = clock.monotonic()
-        with self._under_way.one():
+        with self._under_way.one(exchange.caller.tenant.name):
             request = await self._read(exchange)
             estimate = prompts_estimate(request.prompts)
             async with self._doors.work(exchange, request.model, estimate) as bill:
@@ -90,6 +90,7 @@ class Embeddings:
             trace=span.context,
             seconds_max=seconds,
             tenant=exchange.caller.tenant.name,
+            tenant_weight=exchange.caller.tenant.weight,
         )
         span.set(job=job.id, model=request.model)
         exchange.notes |= {"job": job.id, "trace": span.trace_id}

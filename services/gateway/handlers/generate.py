@@ -63,7 +63,7 @@ class Generation:
 
     async def _generate(self, exchange: Exchange, read: Read) -> None:
         arrived = clock.monotonic()
-        with self._under_way.one():
+        with self._under_way.one(exchange.caller.tenant.name):
             request = await self._read(exchange, read)
             path = exchange.path
             async with self._doors.work(
@@ -104,6 +104,7 @@ class Generation:
             trace=span.context,
             seconds_max=self._config.job_seconds_max,
             tenant=exchange.caller.tenant.name,
+            tenant_weight=exchange.caller.tenant.weight,
         )
         span.set(job=job.id, model=request.model)
         exchange.notes |= {"job": job.id, "trace": span.trace_id}

@@ -103,6 +103,7 @@ def _choice(choice: jobs.ChoiceStory) -> dict[str, Any]:
         "index": choice.index,
         "task_executor": choice.task_executor_id or None,
         "placements": choice.placements,
+        "waited_ms": _optional(choice, "waited_milliseconds"),
         "queued_ms": _optional(choice, "queued_milliseconds"),
         "prefill_ms": _optional(choice, "prefill_milliseconds"),
         "first_token_ms": _optional(choice, "first_token_milliseconds"),

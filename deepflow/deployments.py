@@ -1,4 +1,4 @@
-"""What became of each deployment, told from the view: pure."""
+"""What each deployment asks for and what became of it, told from the view: pure."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +23,13 @@ class Progress:
     failed_member: str = ""
 
 
+def content_of(deployment: cluster_pb2.Deployment) -> str:
+    """Names all that a task executor would have to load anew for; replicas do not."""
+    it, engine = deployment, deployment.engine.SerializeToString(deterministic=True).hex()
+    parts = (it.facts.model_revision, it.device, it.source, it.dtype, it.max_tokens, it.kv_bytes)
+    return " ".join(str(part) for part in (*parts, engine))
+
+
 def progress_of(
     deployment: cluster_pb2.Deployment, members: Iterable[cluster_pb2.Member]
 ) -> Progress:
@@ -45,7 +52,7 @@ def is_serving(member: cluster_pb2.Member) -> bool:
 
 def describe_deployments(view: cluster_pb2.ClusterView) -> list[dict[str, Any]]:
     """For people and scripts: what was asked for, and what came of it."""
-    return [_describe(deployment, list(view.members)) for deployment in view.deployments]
+    return [describe_deployment(it, list(view.members)) for it in view.deployments]
 
 
 def cut_words(row: dict[str, Any]) -> str:
@@ -59,7 +66,11 @@ def cut_words(row: dict[str, Any]) -> str:
     )
 
 
-def _describe(
+def find(view: cluster_pb2.ClusterView, name: str) -> cluster_pb2.Deployment | None:
+    return next((it for it in view.deployments if it.name == name), None)
+
+
+def describe_deployment(
     deployment: cluster_pb2.Deployment, members: list[cluster_pb2.Member]
 ) -> dict[str, Any]:
     facts, progress = deployment.facts, progress_of(deployment, members)
@@ -78,7 +89,19 @@ def _describe(
         "is_context_asked": bool(deployment.max_tokens),
         "task": "embed" if facts.task == cluster_pb2.MODEL_TASK_EMBED else "generate",
         "tool_format": deployment.tool_format,
+        "tensor_parallel": max(1, deployment.engine.tensor_parallel),
+        "pipeline_parallel": max(1, deployment.engine.pipeline_parallel),
         **_memory(deployment, members),
+        "task_executors": [_describe_holder(it) for it in members if _holds(it, deployment.name)],
+    }
+
+
+def _describe_holder(member: cluster_pb2.Member) -> dict[str, Any]:
+    return {
+        "id": member.id,
+        "state": state_word(member.state),
+        "detail": member.detail,
+        "is_outdated": member.is_outdated,
     }
 
 
