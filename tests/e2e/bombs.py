@@ -26,6 +26,7 @@ BAD_EXPRESSIONS: dict[str, str] = {
     "a word said again": r"(a+)\1",
     "an unknown flag": "(?z)a",
     "an unknown property": r"\p{Klingon}",
+    "a backslash that escapes nothing": '"a\\',
 }
 
 # Hard or harmless: either an answer comes or a refusal that names the field.
@@ -83,6 +84,11 @@ BAD_SCHEMAS: dict[str, Any] = {
         "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}},
         "$ref": "#/$defs/a",
     },
+    "a part without an end": _object(properties={"x": {"$ref": "#"}}, required=["x"]),
+    "a branch without an end": {
+        "$defs": {"t": {"type": "array", "items": {"$ref": "#/$defs/t"}, "minItems": 1}},
+        "anyOf": [{"type": "null"}, {"$ref": "#/$defs/t"}],
+    },
     "a reference to nothing": {"$ref": "#/$defs/none"},
     "a reference to another host": {"$ref": "http://127.0.0.1:9/schema.json"},
     "a reference to a file": {"$ref": "file:///etc/passwd"},
@@ -105,6 +111,9 @@ BAD_SCHEMAS: dict[str, Any] = {
     "items that are a number": {"type": "array", "items": 5},
     "a fixed text too long": {"const": "x" * 20_000},
     "an unknown format": {"type": "string", "format": "nope"},
+}
+# What the compiler is told about itself counts at the root alone.
+BAD_OPTIONS: dict[str, Any] = {
     "blanks that are no expression": {"type": "object", "x-guidance": {"whitespace_pattern": "("}},
     "options that are none": {"type": "object", "x-guidance": {"nope": 5}},
 }
@@ -124,7 +133,6 @@ HARD_SCHEMAS: dict[str, Any] = {
     "blanks without an end": {"type": "object", "x-guidance": {"whitespace_pattern": "[ \\n]+"}},
 }
 LATE_SCHEMAS: dict[str, Any] = {
-    "a part without an end": _object(properties={"x": {"$ref": "#"}}, required=["x"]),
     "nine hundred that may be absent": _object(properties={f"p{i}": {} for i in range(900)}),
 }
 
@@ -165,7 +173,7 @@ def _schemas(path: str, schemas: dict[str, Any]) -> list[Bad]:
 
 BOMBS: dict[str, list[Bad]] = {
     "bad expressions": _expressions(COMPLETIONS, BAD_EXPRESSIONS),
-    "bad schemas": _schemas(CHAT, BAD_SCHEMAS),
+    "bad schemas": _schemas(CHAT, BAD_SCHEMAS | BAD_OPTIONS),
 }
 # An answer, or a refusal that names the field.
 HARD: dict[str, list[Bad]] = {

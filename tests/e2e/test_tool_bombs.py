@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.e2e.bad_requests import CHAT, FUNCTION, Bad
-from tests.e2e.bombs import BAD_SCHEMAS, HARD_SCHEMAS
+from tests.e2e.bombs import BAD_OPTIONS, BAD_SCHEMAS, HARD_SCHEMAS
 from tests.stack import Stack
 from tools.bad_input_pack import Answer, good_client, send_all
 
@@ -19,9 +19,12 @@ TEMPLATE = """
 {%- for i in range(rounds | default(1)) %}{% for j in range(rounds | default(1)) %}{% endfor %}
 {%- endfor %}
 {{- ' ' * (width | default(0)) }}
+{{- 'a' | center(centred | default(1)) }}{{ 'a'.ljust(filled | default(1)) }}
+{{- '%*d' % (digits | default(1), 1) }}{{ 'a\nb' | indent(deep | default(1)) }}
 {%- for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}
 {%- if add_generation_prompt %}<|assistant|>{% endif %}"""
 
+ARGUMENTS_PARAM = "chat_template_kwargs"
 ARGUMENTS: list[dict[str, Any]] = [
     {"rounds": 10**9},
     {"rounds": 10**30},
@@ -31,15 +34,12 @@ ARGUMENTS: list[dict[str, Any]] = [
     {"named": 5},
     {"named": [[[]]]},
     {"indent": []},
+    {"indent": 10**9},
+    {"centred": 10**12},
+    {"filled": 10**12},
+    {"digits": 10**12},
+    {"deep": 10**12},
 ]
-# Inside another schema they have no end, which shows only where the answer has come to them, or
-# no meaning.
-LEFT_OUT = (
-    "nothing but itself",
-    "two that are each other",
-    "blanks that are no expression",
-    "options that are none",
-)
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +95,10 @@ def test_the_model_takes_good_tools(stack: Stack, tool_model: str) -> None:
 async def test_bad_schemas_of_forced_tools_are_refused(
     api: httpx.AsyncClient, model: str, tool_model: str
 ) -> None:
-    bads = [forced(schema) for name, schema in BAD_SCHEMAS.items() if name not in LEFT_OUT]
+    bads = [forced(schema) for schema in BAD_SCHEMAS.values()]
     for answer in await answers_of(api, tool_model, model, bads):
-        # What is too large for the wire or the prompt is told as that.
+        # What is too large for the wire or the prompt is told as that, and what is too much to
+        # compile as all tools together.
         params = ("tools", "tools[0].function.parameters", "messages")
         fine = answer.status == 400 and answer.param in params and not answer.is_stream
         assert fine, (str(answer.bad.change)[:200], answer.status, answer.text[:300])
@@ -106,7 +107,7 @@ async def test_bad_schemas_of_forced_tools_are_refused(
 async def test_hard_schemas_of_forced_tools_are_followed_or_refused(
     api: httpx.AsyncClient, model: str, tool_model: str
 ) -> None:
-    bads = [forced(schema) for schema in HARD_SCHEMAS.values()]
+    bads = [forced(schema) for schema in (HARD_SCHEMAS | BAD_OPTIONS).values()]
     for answer in await answers_of(api, tool_model, model, bads):
         fine = answer.is_answered or (answer.status == 400 and not answer.is_stream)
         assert fine, (str(answer.bad.change)[:200], answer.status, answer.text[:300])
@@ -116,7 +117,7 @@ async def test_arguments_that_make_the_template_fail_are_the_clients_fault(
     api: httpx.AsyncClient, model: str, tool_model: str
 ) -> None:
     bads = [
-        Bad(CHAT, {"tools": [FUNCTION], "chat_template_kwargs": arguments}, "messages")
+        Bad(CHAT, {"tools": [FUNCTION], "chat_template_kwargs": arguments}, ARGUMENTS_PARAM)
         for arguments in ARGUMENTS
     ]
     for answer in await answers_of(api, tool_model, model, bads):

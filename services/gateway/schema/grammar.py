@@ -119,13 +119,8 @@ JSON_SCHEMA = Fields(
         Honoured("name", fields.identifier, {"type": "string"}, "A name, for people."),
         Honoured("schema", _schema, {"type": "object"}, "The JSON schema of the answer."),
         Honoured("description", fields.text, {"type": "string"}, "What it is for."),
-        Honoured(
-            "strict",
-            fields.flag,
-            {"type": "boolean"},
-            "The schema always binds, with either value.",
-        ),
-    )
+    ),
+    inert=(Inert("strict", (True, False), "The schema always binds, with either value."),),
 )
 _NAMED_SCHEMA_FORMAT = Fields(
     honoured=(

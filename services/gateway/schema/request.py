@@ -27,6 +27,7 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     # What the answer shows; an echo with logprobs makes the job ask for more.
     prompt_logprobs: int | None = None
     user: str = ""
+    context_cache_id: str = ""
 
     @property
     def is_chat(self) -> bool:

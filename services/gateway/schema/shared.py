@@ -1,5 +1,6 @@
 """The fields that both generating routes have beside sampling and grammars."""
 
+import re
 from typing import Any
 
 from services.gateway.schema import fields, values
@@ -13,7 +14,17 @@ def model(value: Any, param: str, _limits: Limits) -> str:
     return values.name(value, param, 256)
 
 
+_CONTEXT_CACHE_ID = re.compile(r"ctx-[0-9a-f]{32}")
+
 MODEL = Honoured("model", model, {"type": "string"}, "Name of a deployment; see /v1/models.")
+
+
+def _context_cache_id(value: Any, param: str, _limits: Limits) -> str:
+    text = values.string(value, param)
+    if not _CONTEXT_CACHE_ID.fullmatch(text):
+        wanted = "an id that POST /v1/context_caches answered, as ctx-0123456789abcdef…"
+        raise values.out_of_range(param, wanted, repr(text))
+    return text
 
 
 def _n(value: Any, param: str, limits: Limits) -> int:
@@ -57,6 +68,12 @@ HONOURED: tuple[Honoured, ...] = (
     ),
     Honoured("user", fields.text, {"type": "string"}, "Your end user; written to the request log."),
     *GUIDED,
+    Honoured(
+        "context_cache_id",
+        _context_cache_id,
+        {"type": "string"},
+        "Extension: what was given to /v1/context_caches comes first, then what is given here.",
+    ),
     Honoured(
         "return_token_ids",
         fields.flag,

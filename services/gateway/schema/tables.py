@@ -9,8 +9,10 @@ from typing import Any
 
 import msgspec
 
+from services.gateway.schema.admin import COUNT, DEPLOYMENT, REPLICAS
 from services.gateway.schema.chat import CHAT
 from services.gateway.schema.completion import COMPLETION
+from services.gateway.schema.context_caches import CONTEXT_CACHE
 from services.gateway.schema.embedding import EMBEDDING
 from services.gateway.schema.fields import Fields, Honoured
 from services.gateway.schema.grammar import JSON_SCHEMA, STRUCTURED_OUTPUTS
@@ -31,6 +33,10 @@ TABLES: dict[str, Fields] = {
     "embedding": EMBEDDING,
     "tokenize": TOKENIZE,
     "detokenize": DETOKENIZE,
+    "context_cache": CONTEXT_CACHE,
+    "deployment": DEPLOYMENT,
+    "replicas": REPLICAS,
+    "count": COUNT,
 }
 
 PAGE = Path(__file__).parents[3] / "docs" / "api.md"
@@ -63,10 +69,15 @@ def shape_word(shape: dict[str, Any]) -> str:
 def _bounds(shape: dict[str, Any]) -> str:
     low, above, high = (shape.get(k) for k in ("minimum", "exclusiveMinimum", "maximum"))
     if above is not None:
-        return f" above {above:g} and at most {high:g}"
+        return f" above {_number(above)} and at most {_number(high)}"
     if low is None:
         return ""
-    return f" from {low:g}" if high is None else f" {low:g} to {high:g}"
+    return f" from {_number(low)}" if high is None else f" {_number(low)} to {_number(high)}"
+
+
+def _number(value: Any) -> str:
+    """Whole ones in full: 3600000 is no 3.6e+06."""
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _markdown(fields: Fields) -> str:

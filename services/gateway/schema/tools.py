@@ -78,7 +78,6 @@ def _function(value: Any, param: str, limits: Limits) -> jobs.Tool:
         name=read["name"],
         description=read.get("description", ""),
         parameters_json=read.get("parameters", ""),
-        strict=read.get("strict", False),
     )
 
 
@@ -151,13 +150,15 @@ FUNCTION = Fields(
         _NAME,
         Honoured("description", fields.text, {"type": "string"}, "What it does, for the model."),
         Honoured("parameters", _parameters, {"type": "object"}, "JSON schema of its arguments."),
-        Honoured(
+    ),
+    inert=(
+        Inert(
             "strict",
-            fields.flag,
-            {"type": "boolean"},
-            "The arguments must be what the schema allows.",
+            (True, False),
+            "The schema always binds a call that is asked for, and never one that the model decides"
+            " on.",
         ),
-    )
+    ),
 )
 TOOL = Fields(
     honoured=(

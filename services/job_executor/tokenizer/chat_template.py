@@ -6,7 +6,7 @@ from typing import Any
 
 from deepflow.core.model_folder import ModelFolderError, read_json
 from deepflow.errors import InvalidRequest
-from services.job_executor.tokenizer.template_program import TemplateProgram
+from services.job_executor.tokenizer.template_program import TemplateFault, TemplateProgram
 
 TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -14,7 +14,7 @@ TEMPLATE_BYTES_MAX = 1_000_000
 _DEFAULT, _TOOL_USE = "default", "tool_use"
 
 ADDS_TURN, CONTINUES = "add_generation_prompt", "continue_final_message"
-ARGUMENTS_PARAM = "chat_template_kwargs"
+MESSAGES_PARAM, ARGUMENTS_PARAM = "messages", "chat_template_kwargs"
 # What a template takes from us alone.
 RESERVED = frozenset(("messages", "tools", "raise_exception", "strftime_now", "self"))
 
@@ -55,22 +55,41 @@ class ChatTemplate:
             raise _bad_argument(CONTINUES, "cannot be true beside add_generation_prompt")
         program = self._with_tools if tools else self._plain
         roles = messages if program.mentions("developer") else [_known_role(m) for m in messages]
-        text = program.run(
-            {
-                "documents": None,
-                **variables,
-                **self._special_tokens,
-                "messages": roles,
-                "tools": tools or None,
-                ADDS_TURN: adds_turn,
-            }
-        )
+        own = {
+            **self._special_tokens,
+            "messages": roles,
+            "tools": tools or None,
+            ADDS_TURN: adds_turn,
+        }
+        text = _run(program, variables, own)
         return _cut_behind_last(text, messages) if goes_on else text
 
     def _check_arguments(self, arguments: Mapping[str, Any]) -> None:
         for name in arguments:
             if name in RESERVED or name.endswith("_token") or name in self._special_tokens:
                 raise _bad_argument(name, "is not yours to set: it belongs to the chat template")
+
+
+def _run(program: TemplateProgram, arguments: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """Raises InvalidRequest, about the arguments unless it would end the same without them."""
+    try:
+        return program.run({"documents": None, **arguments, **own})
+    except TemplateFault as fault:
+        is_theirs = bool(arguments) and _fault_of(program, own) != str(fault)
+        param = ARGUMENTS_PARAM if is_theirs else MESSAGES_PARAM
+        raise InvalidRequest(
+            f"the model's chat template refuses these {param}: {fault}",
+            param=param,
+            reason="chat_template_error",
+        ) from fault
+
+
+def _fault_of(program: TemplateProgram, own: Mapping[str, Any]) -> str:
+    try:
+        program.run({"documents": None, **own})
+    except TemplateFault as fault:
+        return str(fault)
+    return ""
 
 
 def read_chat_template(folder: Path) -> ChatTemplate | None:

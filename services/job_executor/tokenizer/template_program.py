@@ -1,13 +1,11 @@
-"""One compiled chat template: sandboxed, and given what transformers gives to templates."""
+"""One compiled chat template."""
 
-import json
 import re
-from collections.abc import Mapping, Sized
-from datetime import datetime
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any
 
 from deepflow.core.model_folder import ModelFolderError
-from deepflow.errors import InvalidRequest
+from services.job_executor.tokenizer.template_limits import TEXT_LENGTH_MAX
 
 # A template is a program over the client's messages: beside its own errors, all it can end in.
 _ENDINGS = (
@@ -18,10 +16,10 @@ _ENDINGS = (
     AttributeError,
     RecursionError,
 )
-# How long a repeated text, and how large a number, a product or power may become: both factors
-# can be a client's.
-PRODUCT_LENGTH_MAX = 1_000_000
-PRODUCT_BITS_MAX = 4096
+
+
+class TemplateFault(Exception):
+    """The template ended in something else than a text."""
 
 
 class TemplateProgram:
@@ -30,8 +28,10 @@ class TemplateProgram:
     def __init__(self, source: str) -> None:
         from jinja2 import TemplateError  # late: only a process that serves chat needs it
 
+        from services.job_executor.tokenizer.template_environment import TemplateEnvironment
+
         try:
-            self._template = _environment().from_string(source)
+            self._template = TemplateEnvironment().from_string(source)
         except TemplateError as error:
             raise ModelFolderError(f"the chat template does not compile: {error}") from error
         self._words = frozenset(re.findall(r"\w+", source))
@@ -40,68 +40,16 @@ class TemplateProgram:
         return word in self._words
 
     def run(self, variables: Mapping[str, Any]) -> str:
+        """Raises TemplateFault."""
         from jinja2 import TemplateError
 
+        pieces, length = [], 0
         try:
-            text: str = self._template.render(variables)
+            for piece in self._template.generate(variables):
+                length += len(piece)
+                if length > TEXT_LENGTH_MAX:
+                    raise OverflowError(f"the prompt is over {TEXT_LENGTH_MAX} characters")
+                pieces.append(piece)
         except (TemplateError, *_ENDINGS) as error:
-            raise InvalidRequest(
-                f"the model's chat template refuses these messages: {error}",
-                param="messages",
-                reason="chat_template_error",
-            ) from error
-        return text
-
-
-def _environment() -> Any:
-    """As transformers builds it, so that templates written for that render the same here."""
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Environment(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(("*", "**"))
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            _check_product(operator, left, right)
-            return super().call_binop(context, operator, left, right)
-
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _check_product(operator: str, left: Any, right: Any) -> None:
-    """Raises OverflowError before anything large is made: one step of a template, many bytes."""
-    if isinstance(left, int) and isinstance(right, int):
-        bits = left.bit_length() * right if operator == "**" else left.bit_length()
-        if bits > PRODUCT_BITS_MAX:
-            raise OverflowError("a number becomes too large")
-    for repeated, times in ((left, right), (right, left)):
-        is_repetition = isinstance(repeated, Sized) and isinstance(times, int)
-        if is_repetition and len(repeated) * times > PRODUCT_LENGTH_MAX:
-            raise OverflowError("a text or list becomes too long")
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """jinja's own escapes HTML, which no model was trained on."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise_exception(message: str) -> NoReturn:
-    from jinja2 import TemplateError
-
-    raise TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
+            raise TemplateFault(str(error)) from error
+        return "".join(pieces)

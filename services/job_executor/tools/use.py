@@ -68,7 +68,11 @@ def _use_tools(job: jobs_pb2.Job, model: ServedModel) -> ToolUse | None:
     form = _form_of(model)
     is_named = mode == jobs_pb2.TOOL_MODE_NAMED
     if is_forced(chat):
-        wanted = [tool for tool in chat.tools if not is_named or tool.name == chat.tool_choice.name]
+        wanted = {
+            i: tool
+            for i, tool in enumerate(chat.tools)
+            if not is_named or tool.name == chat.tool_choice.name
+        }
         is_single = chat.single_tool_call or is_named
         grammar = forced_calls(wanted, form, is_single=is_single, id_of=model.tokenizer.id_of)
         job.sampling.grammar.CopyFrom(grammar)

@@ -36,6 +36,7 @@ class Outcome(NamedTuple):
 
     fault: str = ""
     is_invalid: bool = True  # the grammar is at fault, not the engine
+    part: int | None = None  # the schema inside it that is, where it is one of them
 
 
 class Grammars:
@@ -47,7 +48,7 @@ class Grammars:
     def __init__(self, facts: VocabularyFacts) -> None:
         self._facts = facts
         self._prototypes = Prototypes()
-        self._faults: OrderedDict[Grammar, str] = OrderedDict()
+        self._faults: OrderedDict[Grammar, Outcome] = OrderedDict()
         self._in_flight: set[Grammar] = set()
         self._waiting = WaitingGrammars()
         self._done: deque[tuple[Grammar, LLMatcher | None, Outcome]] = deque()
@@ -98,8 +99,8 @@ class Grammars:
         """
         if self._prototypes.find(grammar) is not None:
             return True
-        if grammar in self._faults:
-            raise GrammarError(self._faults[grammar])
+        if (known := self._faults.get(grammar)) is not None:
+            raise GrammarError(known.fault, known.part)
         if self._vocabulary is None:
             raise GrammarError(NO_VOCABULARY)
         if grammar in self._in_flight:
@@ -130,7 +131,7 @@ class Grammars:
             if matcher is not None:
                 self._prototypes.keep(grammar, matcher)
             elif outcome.is_invalid:
-                self._remember(grammar, outcome.fault)
+                self._remember(grammar, outcome)
         return done
 
     def take_timings(self) -> list[GrammarDone]:
@@ -174,9 +175,9 @@ class Grammars:
         assert self._vocabulary is not None, "no grammar is ready without a vocabulary"
         return self._vocabulary
 
-    def _remember(self, grammar: Grammar, fault: str) -> None:
+    def _remember(self, grammar: Grammar, outcome: Outcome) -> None:
         """So that asking again costs nothing."""
-        self._faults[grammar] = fault
+        self._faults[grammar] = outcome
         if len(self._faults) > limits.FAULTS_KEPT_MAX:
             self._faults.popitem(last=False)
 
@@ -205,7 +206,7 @@ class Grammars:
             self._prover.prove(grammar)
             return self._read_vocabulary.compile(grammar), Outcome()
         except GrammarError as error:
-            return None, Outcome(str(error))
+            return None, Outcome(str(error), part=error.part)
         except WorkerLost as error:
             return None, Outcome(str(error), is_invalid=False)
         except BaseException as error:  # one grammar must not end the thread that all others need

@@ -12,7 +12,7 @@ import msgspec
 from deepflow.core.bound import bound_to_parent
 from deepflow.core.sampling import Grammar
 from services.task_executor.flowserve.grammar import limits
-from services.task_executor.flowserve.grammar.sources import GrammarError
+from services.task_executor.flowserve.grammar.sources import Verdict
 from services.task_executor.flowserve.grammar.vocabulary import VocabularyFacts
 from services.task_executor.flowserve.grammar.worker import TOO_SLOW, read_frame, write_frame
 
@@ -84,20 +84,19 @@ class Prover:
         return self._process
 
     def _start(self, process: "subprocess.Popen[bytes]") -> None:
-        fault = _exchange(process, msgspec.msgpack.encode(self._facts), limits.START_SECONDS)
-        if fault is None:
+        verdict = _exchange(process, msgspec.msgpack.encode(self._facts), limits.START_SECONDS)
+        if verdict is None:
             raise WorkerLost("the compiler of grammars does not start")
-        if fault:
+        if verdict.fault:
             self.close()
-            raise GrammarError(fault)
+        verdict.require_none()
 
     def _ask(self, process: "subprocess.Popen[bytes]", frame: bytes) -> None:
-        fault = _exchange(process, frame, limits.COMPILE_WALL_SECONDS)
-        if fault is None:  # its computing time is limited, so it hangs without computing
+        verdict = _exchange(process, frame, limits.COMPILE_WALL_SECONDS)
+        if verdict is None:  # its computing time is limited, so it hangs without computing
             self.close()
-            fault = TOO_SLOW
-        if fault:
-            raise GrammarError(fault)
+            verdict = Verdict(TOO_SLOW)
+        verdict.require_none()
 
 
 def _relay_words(process: "subprocess.Popen[bytes]") -> None:
@@ -120,7 +119,7 @@ def _log_lines(words: IO[bytes], pid: int) -> None:
                 log.warning("the grammar worker says: %s", text, extra={"worker_pid": pid})
 
 
-def _exchange(process: "subprocess.Popen[bytes]", frame: bytes, seconds: float) -> str | None:
+def _exchange(process: "subprocess.Popen[bytes]", frame: bytes, seconds: float) -> Verdict | None:
     """What it answers; None where that takes too long."""
     assert process.stdin is not None and process.stdout is not None
     receive = process.stdout.fileno()
@@ -130,6 +129,6 @@ def _exchange(process: "subprocess.Popen[bytes]", frame: bytes, seconds: float) 
         poller.register(receive, select.POLLIN)
         if not poller.poll(seconds * 1000):
             return None
-        return read_frame(receive).decode()
+        return msgspec.msgpack.decode(read_frame(receive), type=Verdict)
     except (EOFError, BrokenPipeError) as error:
         raise WorkerLost("the compiler of grammars was lost") from error

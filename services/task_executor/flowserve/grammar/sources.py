@@ -3,6 +3,8 @@
 import json
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from deepflow.core.sampling import Grammar
 
 if TYPE_CHECKING:
@@ -13,8 +15,49 @@ if TYPE_CHECKING:
 WHITESPACE = r" |\r?\n[ \t]{0,40}"
 
 
+EMBEDDED_SCHEMA = "%json"
+
+
 class GrammarError(ValueError):
-    """A sentence for the caller about a grammar that cannot be followed."""
+    """A sentence for the caller about a grammar that cannot be followed.
+
+    `part` is which of the schemas inside the grammar is at fault, where it is one of them.
+    """
+
+    def __init__(self, fault: str, part: int | None = None) -> None:
+        super().__init__(fault)
+        self.part = part
+
+
+class Verdict(msgspec.Struct, frozen=True, array_like=True):
+    """A GrammarError on its way from one process to another; without a fault there is none."""
+
+    fault: str = ""
+    part: int | None = None
+
+    def require_none(self) -> None:
+        if self.fault:
+            raise GrammarError(self.fault, self.part)
+
+
+def embedded_schemas(grammar: Grammar) -> dict[int, str]:
+    """The texts of the schemas inside a grammar: its parts, numbered from the first.
+
+    Without those that are spread over lines, which are left to the compiler and its limits.
+    """
+    if grammar.kind != "lark":
+        return {}
+    lines = (line.partition(EMBEDDED_SCHEMA) for line in grammar.source.splitlines())
+    texts = (schema.strip() for _, is_schema, schema in lines if is_schema)
+    return {part: text for part, text in enumerate(texts) if _is_json(text)}
+
+
+def _is_json(text: str) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
 
 
 def to_llguidance(grammar: Grammar) -> str:

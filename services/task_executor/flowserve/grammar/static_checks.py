@@ -7,12 +7,16 @@ import msgspec
 
 from deepflow.core.sampling import Grammar
 from services.task_executor.flowserve.grammar import limits
+from services.task_executor.flowserve.grammar.endings import find_endless_part
 from services.task_executor.flowserve.grammar.repetitions import find_repetition_fault
-from services.task_executor.flowserve.grammar.sources import GrammarError
+from services.task_executor.flowserve.grammar.sources import (
+    EMBEDDED_SCHEMA,
+    GrammarError,
+    embedded_schemas,
+)
 
 KINDS = ("json_schema", "regex", "choice", "lark")
 _LEAST_COUNTS = ("minLength", "minItems", "minProperties")
-_EMBEDDED_SCHEMA = "%json"
 
 
 def check_size(grammar: Grammar) -> None:
@@ -31,6 +35,9 @@ def check(grammar: Grammar) -> None:
     check_size(grammar)
     if fault := _content_fault(grammar):
         raise GrammarError(fault)
+    for part, schema in embedded_schemas(grammar).items():
+        if fault := _schema_text_fault(schema):
+            raise GrammarError(fault, part)
 
 
 def _content_fault(grammar: Grammar) -> str:
@@ -39,10 +46,17 @@ def _content_fault(grammar: Grammar) -> str:
         case "json_schema":
             return _schema_text_fault(grammar.source)
         case "regex":
-            return find_repetition_fault(grammar.source)
+            return _expression_fault(grammar.source)
         case "choice":
             return _choice_fault(grammar.source)
-    return _lark_fault(grammar.source)
+    return _rules_fault(grammar.source)
+
+
+def _expression_fault(source: str) -> str:
+    # Left to the compiler, it would be dropped without a word.
+    if (len(source) - len(source.rstrip("\\"))) % 2:
+        return "the expression ends in a backslash that escapes nothing"
+    return find_repetition_fault(source)
 
 
 def _schema_text_fault(source: str) -> str:
@@ -52,7 +66,7 @@ def _schema_text_fault(source: str) -> str:
         return f"the JSON schema is not JSON: {error}"
     if not isinstance(schema, dict | bool):
         return "the JSON schema must be an object"
-    return _schema_fault(schema)
+    return _schema_fault(schema) or _endless_fault(source, schema)
 
 
 def _schema_fault(schema: Any) -> str:
@@ -63,6 +77,14 @@ def _schema_fault(schema: Any) -> str:
         if isinstance(value, dict) and (fault := _object_fault(value)):
             return fault
     return ""
+
+
+def _endless_fault(source: str, schema: Any) -> str:
+    # Without a reference nothing needs itself; one may be spelled with escapes.
+    if "$ref" not in source and "\\u" not in source:
+        return ""
+    place = find_endless_part(schema)
+    return f"no answer to {place} comes to an end, because it needs itself" if place else ""
 
 
 def _walk(root: Any) -> Iterator[tuple[int, Any]]:
@@ -125,20 +147,7 @@ def _literal_fault(text: str) -> str:
     )
 
 
-def _lark_fault(source: str) -> str:
-    """Every line as an expression, and the schemas in it as schemas."""
-    for line in source.splitlines():
-        rule, is_schema, rest = line.partition(_EMBEDDED_SCHEMA)
-        if fault := find_repetition_fault(rule):
-            return fault
-        if is_schema and (fault := _embedded_fault(rest.strip())):
-            return fault
-    return ""
-
-
-def _embedded_fault(text: str) -> str:
-    try:
-        schema = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError):
-        return ""  # spread over lines: left to the compiler and its limits
-    return _schema_fault(schema)
+def _rules_fault(source: str) -> str:
+    """Every line as an expression; the schemas in it are judged as schemas."""
+    rules = (line.partition(EMBEDDED_SCHEMA)[0] for line in source.splitlines())
+    return next(filter(None, map(find_repetition_fault, rules)), "")

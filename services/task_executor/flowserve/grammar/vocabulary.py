@@ -7,14 +7,13 @@ import msgspec
 
 from deepflow.core.sampling import Grammar
 from services.task_executor.flowserve.grammar import limits
+from services.task_executor.flowserve.grammar.reasons import reason_of
 from services.task_executor.flowserve.grammar.sources import GrammarError, to_llguidance
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
-ERROR_CHARACTERS_MAX = 300
-_NON_VERBOSE = "<non-verbose/>"
 _TOKENIZER_IS_LARGER = "vocab size too small"
 
 
@@ -63,10 +62,7 @@ class Vocabulary:
 def raise_error_of(matcher: "LLMatcher") -> None:
     if not matcher.is_error():
         return
-    text = " ".join(matcher.get_error().replace(_NON_VERBOSE, "").split())
-    if not text or text.startswith("NoExtension"):
-        text = "the grammar allows no answer"
-    raise GrammarError(text[:ERROR_CHARACTERS_MAX])
+    raise GrammarError(reason_of(matcher.get_error()))
 
 
 def _read(path: str, facts: VocabularyFacts) -> "LLTokenizer":

@@ -1,6 +1,6 @@
 """The process that compiles a grammar first: whatever a grammar does, it does it here.
 
-It reads frames from its standard input and answers each with one: an empty text, or what is wrong.
+It reads frames from its standard input and answers each with one: a Verdict.
 The first frame is the vocabulary. A keeper reads it once and forks a hand that does the work under
 limits; the kernel ends a hand that goes beyond them, the keeper answers in its place and forks
 the next. So a grammar that is refused delays the others by a fork, not by a vocabulary.
@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import struct
+import traceback
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,11 @@ import msgspec
 from deepflow.core.bound import bind_to
 from deepflow.core.sampling import Grammar
 from services.task_executor.flowserve.grammar import limits
-from services.task_executor.flowserve.grammar.sources import GrammarError
+from services.task_executor.flowserve.grammar.sources import (
+    GrammarError,
+    Verdict,
+    embedded_schemas,
+)
 from services.task_executor.flowserve.grammar.static_checks import check
 from services.task_executor.flowserve.grammar.vocabulary import Vocabulary, VocabularyFacts
 
@@ -70,11 +75,14 @@ def main() -> None:
     except EOFError:
         return
     except GrammarError as error:
-        write_frame(outbox, str(error).encode())
-        return
-    write_frame(outbox, b"")
+        return _answer(outbox, Verdict(str(error)))
+    _answer(outbox, Verdict())
     while (status := _lend_hand(vocabulary, inbox, outbox)) in VERDICTS:
-        write_frame(outbox, VERDICTS[signal.Signals(status)].encode())
+        _answer(outbox, Verdict(VERDICTS[signal.Signals(status)]))
+
+
+def _answer(outbox: int, verdict: Verdict) -> None:
+    write_frame(outbox, msgspec.msgpack.encode(verdict))
 
 
 def _lend_hand(vocabulary: Vocabulary, inbox: int, outbox: int) -> int:
@@ -99,22 +107,36 @@ def _serve(vocabulary: Vocabulary, inbox: int, outbox: int) -> None:
         except EOFError:
             return
         signal.setitimer(signal.ITIMER_PROF, limits.COMPILE_CPU_SECONDS)
-        fault = _fault_of(vocabulary, msgspec.msgpack.decode(frame, type=Grammar))
+        verdict = _judge(vocabulary, msgspec.msgpack.decode(frame, type=Grammar))
         signal.setitimer(signal.ITIMER_PROF, 0)
-        write_frame(outbox, fault.encode())
+        _answer(outbox, verdict)
 
 
-def _fault_of(vocabulary: Vocabulary, grammar: Grammar) -> str:
+def _judge(vocabulary: Vocabulary, grammar: Grammar) -> Verdict:
     try:
         check(grammar)
-        vocabulary.compile(grammar)
+        _compile(vocabulary, grammar)
     except GrammarError as error:
-        return str(error)
+        return Verdict(str(error), error.part)
     except MemoryError:
-        return TOO_LARGE
-    except BaseException as error:  # a panic of the library is no Exception
-        return f"{FAILED}: {error}"
-    return ""
+        return Verdict(TOO_LARGE)
+    except BaseException:  # a panic of the library is no Exception
+        traceback.print_exc()  # the engine's log gets it; to the caller it says nothing
+        return Verdict(FAILED)
+    return Verdict()
+
+
+def _compile(vocabulary: Vocabulary, grammar: Grammar) -> None:
+    """Once it has failed, each of its parts alone tells whether it is the one at fault."""
+    try:
+        vocabulary.compile(grammar)
+    except GrammarError:
+        for part, schema in embedded_schemas(grammar).items():
+            try:
+                vocabulary.compile(Grammar("json_schema", schema))
+            except GrammarError as error:
+                raise GrammarError(str(error), part) from error
+        raise
 
 
 def _limit_memory() -> None:

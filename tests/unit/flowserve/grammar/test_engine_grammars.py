@@ -5,9 +5,11 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import Any
 
 import psutil
 import pytest
+from msgspec.structs import replace
 
 from deepflow.core.sampling import Grammar, SamplingParams
 from deepflow.demo import MODEL_DIR
@@ -176,7 +178,35 @@ def test_a_bad_grammar_is_refused_before_it_is_accepted(engine: Rig) -> None:
     engine.run(0)
     refused = engine.finished[0]
     assert refused.reason == "error" and refused.invalid and refused.param == "response_format"
-    assert "unclosed group" in refused.message and refused.completion_tokens == 0
+    assert refused.message == "'response_format' cannot be followed: unclosed group"
+    assert refused.completion_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({"type": "object", "x-guidance": {"nope": 5}}, "unknown field `nope`"),
+        ({"type": "object", "required": ["a"], "properties": {"a": {"$ref": "#"}}}, "to an end"),
+        ({"type": "object", "properties": {f"p{i}": {} for i in range(1001)}}, "1001 properties"),
+    ],
+)
+def test_a_bad_schema_inside_a_grammar_is_named_by_its_own_field(
+    engine: Rig, schema: Any, said: str
+) -> None:
+    good = '{"type": "object"}'
+    source = f"start: a | b | c\na: %json {good}\nb: %json {json.dumps(schema)}\nc: %json {good}\n"
+    asked = replace(
+        sampling(Grammar("lark", source)),
+        grammar_param="tools",
+        grammar_part_params=("first", "second", "third"),
+    )
+    for handle in range(2):  # the second time it is known
+        engine.submit(handle, asked)
+        engine.run(handle)
+        refused = engine.finished[handle]
+        assert refused.invalid and refused.param == "second"
+        assert refused.message.startswith("'second' cannot be followed: ")
+        assert said in refused.message and "\n" not in refused.message
 
 
 def test_steps_go_on_while_bombs_are_looked_at(engine: Rig) -> None:

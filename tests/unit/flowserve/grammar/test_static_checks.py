@@ -48,10 +48,30 @@ def nested(depth: int) -> dict[str, Any]:
         (Grammar("choice", json.dumps([str(i) for i in range(20_001)])), "20001 choices"),
         (Grammar("lark", "start: /a{99999}/"), "asks for at least 100007"),
         (Grammar("lark", 'start: %json {"minLength": 99999}'), "minLength is 99999"),
+        (Grammar("regex", '"a\\'), "ends in a backslash"),
+        (Grammar("regex", "\\"), "ends in a backslash"),
+        (Grammar("regex", "a|\\\\\\"), "ends in a backslash"),
     ],
 )
 def test_refused(grammar: Grammar, said: str) -> None:
     assert said in find_grammar_fault(grammar)
+
+
+def test_a_reference_that_is_spelled_with_escapes_is_one() -> None:
+    assert "comes to an end" in find_grammar_fault(Grammar("json_schema", r'{"\u0024ref": "#"}'))
+
+
+def test_backslashes_that_escape_something_are_fine() -> None:
+    for expression in ("a\\\\", '"a\\\\"', "\\d", "\\\\\\\\", '\\"'):
+        assert find_grammar_fault(Grammar("regex", expression)) == ""
+
+
+def test_a_fault_of_a_schema_inside_names_which_it_is() -> None:
+    lines = ("start: a b", 'a: %json {"type": "null"}', 'b: %json {"$ref": "#"}')
+    source = "\n".join(lines)
+    with pytest.raises(GrammarError, match="no answer to # comes to an end") as raised:
+        check(Grammar("lark", source))
+    assert raised.value.part == 1
 
 
 @pytest.mark.parametrize(
@@ -64,6 +84,7 @@ def test_refused(grammar: Grammar, said: str) -> None:
         ({"enum": list(range(20_001))}, "20001 values"),
         ({"enum": ["a" * 10_001]}, "10001 characters"),
         ({"const": "a" * 10_001}, "10001 characters"),
+        ({"anyOf": [{"$ref": "#/anyOf/0"}, {}]}, "no answer to #/anyOf/0 comes to an end"),
     ],
 )
 def test_a_schema_that_is_too_large(schema: dict[str, Any], said: str) -> None:
