@@ -57,6 +57,14 @@ test-shipping: $(INSTALLED_DEV) ## Run the compose stack from environments that 
 	done || $(PIP_HELP)
 	@DEEPFLOW_SHIPPING_ENVIRONMENTS=$(CURDIR)/$(SHIPPING) $(BIN)/pytest -q tests/shipping $(ARGS)
 
+.PHONY: soak
+soak: $(INSTALLED_DEV) ## Kill and suspend the control plane under streams, and report as JSON (MINUTES=10, SEED=number)
+	@$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+
+.PHONY: test-npu
+test-npu: $(INSTALLED_DEV) ## Run the NPU path on this CPU: the real torch_npu over a stubbed CANN (ARGS='graphs' picks files)
+	@$(BIN)/python -m tests.npu --cache .npu $(ARGS)
+
 .PHONY: images
 images: ## Build the images of compose/ (needs docker; TORCH_INDEX=URL picks a torch)
 	@compose/make-secrets
@@ -103,7 +111,7 @@ demo-model: $(INSTALLED_DEV) ## Train the demo model anew and report how often i
 
 .PHONY: clean
 clean: ## Remove .venv and everything that tools left behind
-	rm -rf $(VENV) $(CLIENTS) $(SHIPPING) .peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	rm -rf $(VENV) $(CLIENTS) $(SHIPPING) .peers .npu build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 		.import_linter_cache
 	find deepflow services tests tools -name __pycache__ -prune -exec rm -rf {} +
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from deepflow.core.devices import CPU_DTYPES
+from deepflow.core.devices import CPU_DTYPES, INT8, NPU_DTYPES
 from services.task_executor.devices.base import Device
 from services.task_executor.devices.emulated.profiles import (
     ASCEND_910B,
@@ -32,8 +32,11 @@ class Registry(Generic[Entry]):
 
 
 class OpenDevice(Protocol):
-    def __call__(self, threads: int | None, dtype: str = "") -> Device:
-        """Imports torch, sets its number of CPU threads; an empty dtype is the best one."""
+    def __call__(self, threads: int | None, dtype: str = "", index: int = 0) -> Device:
+        """Imports torch, sets its number of CPU threads; an empty dtype is the best one.
+
+        `index`: which of the machine's devices of that kind; the CPU is one, whoever asks.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +47,29 @@ class TorchDevice:
     dtypes: tuple[str, ...]  # what it computes in, the best one first
 
 
-def _open_cpu(threads: int | None, dtype: str = "") -> Device:
+def _open_cpu(threads: int | None, dtype: str = "", index: int = 0) -> Device:
     from services.task_executor.devices.cpu.device import CpuDevice  # imports torch
 
     return CpuDevice(threads, dtype or CPU_DTYPES[0])
+
+
+def _open_npu(threads: int | None, dtype: str = "", index: int = 0) -> Device:
+    from services.task_executor.devices.npu.opening import import_torch_npu
+
+    asked = dtype or NPU_DTYPES[0]
+    if asked not in NPU_DTYPES:
+        raise ValueError(f"the device npu computes in {', '.join(NPU_DTYPES)}, not in {asked}")
+    import_torch_npu(index)
+    from services.task_executor.devices.npu.device import NpuDevice  # imports torch_npu
+
+    return NpuDevice(threads, is_quantised=asked == INT8, index=index)
 
 
 DEVICES: Registry[TorchDevice | AcceleratorProfile] = Registry(
     "device",
     {
         "cpu": TorchDevice(_open_cpu, CPU_DTYPES),
+        "npu": TorchDevice(_open_npu, NPU_DTYPES),
         **{f"emulated:{profile.name}": profile for profile in (ZERO, ASCEND_910B, H200)},
     },
 )

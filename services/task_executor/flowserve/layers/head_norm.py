@@ -1,14 +1,15 @@
 """Root mean square norm of each head by itself, with the head's own scale."""
 
 import torch
-import torch.nn.functional as F
+
+from services.task_executor.devices.base import Device
 
 
 class HeadNorm:
-    def __init__(self, weights: torch.Tensor, eps: float) -> None:
+    def __init__(self, weights: torch.Tensor, eps: float, device: Device) -> None:
         """weights: [heads, head_dim], the heads in the order they come in."""
-        self._weights, self._eps = weights, eps
+        self._weights, self._eps, self._device = weights, eps, device
 
     def __call__(self, heads: torch.Tensor) -> torch.Tensor:
         """[tokens, heads, head_dim], likewise back."""
-        return F.rms_norm(heads, heads.shape[-1:], None, self._eps) * self._weights
+        return self._device.rms_norm(heads, None, self._eps) * self._weights

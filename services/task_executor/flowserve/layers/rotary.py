@@ -1,33 +1,29 @@
 """Rotary position embedding, neox style: the two halves of a head turn against each other."""
 
 import math
+from typing import Any
 
 import torch
 
 from deepflow.core.rope_spec import RopeSpec
+from services.task_executor.devices.base import Device
 
 
 class Rotary:
     """Angles come from positions each step: a table over a long context would cost more memory."""
 
-    def __init__(self, rope: RopeSpec, head_dim: int, device: torch.device) -> None:
-        self._frequencies = inverse_frequencies(rope, head_dim).to(device)
+    def __init__(self, rope: RopeSpec, head_dim: int, device: Device) -> None:
+        self._frequencies = inverse_frequencies(rope, head_dim).to(device.torch_device)
         self._scale = rope.attention_factor
+        self._device = device
 
-    def angles(
-        self, positions: torch.Tensor, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """positions [tokens] -> cos and sin, each [tokens, 1, head_dim / 2]."""
+    def angles(self, positions: torch.Tensor) -> Any:
+        """positions [tokens] -> what `rotate` takes for heads [tokens, heads, head_dim]."""
         angles = positions[:, None].float() * self._frequencies
-        cos, sin = angles.cos() * self._scale, angles.sin() * self._scale
-        return cos[:, None].to(dtype), sin[:, None].to(dtype)
+        return self._device.lay_out_angles(angles.cos(), angles.sin(), self._scale)
 
-
-def rotate(heads: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """heads: [tokens, heads, head_dim]."""
-    cos, sin = angles
-    first, second = heads.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    def rotate(self, heads: torch.Tensor, angles: Any) -> torch.Tensor:
+        return self._device.rotate(heads, angles)
 
 
 def inverse_frequencies(rope: RopeSpec, head_dim: int) -> torch.Tensor:

@@ -7,16 +7,17 @@ All tokens of a step run as one flat batch; only attention knows which sequence 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from deepflow.core.model_spec import ModelSpec
 from services.task_executor.devices.base import AttentionStep, Device, LayerKv
-from services.task_executor.flowserve.layers.activation import ACTIVATIONS
+from services.task_executor.flowserve.layers.gated import Gated, gated_activation
 from services.task_executor.flowserve.layers.head_norm import HeadNorm
 from services.task_executor.flowserve.layers.rms_norm import RmsNorm
-from services.task_executor.flowserve.layers.rotary import Rotary, rotate
+from services.task_executor.flowserve.layers.rotary import Rotary
+from services.task_executor.flowserve.models.split import Entry, Split, Whole
 from services.task_executor.weights.safetensors_folder import SafetensorsFolder
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
@@ -40,19 +41,20 @@ class DenseDecoder:
     def __init__(
         self,
         spec: ModelSpec,
-        embedding: torch.Tensor,  # [vocab, hidden]
+        entry: Entry,
         layers: list[DecoderLayer],
-        norm: RmsNorm,
-        head: Linear,
+        norm: RmsNorm | None,  # it and the head: of the last stage
+        head: Linear | None,
         rotary: Rotary,
+        activation: Gated,
     ) -> None:
         self._spec = spec
-        self._embedding = embedding
+        self._entry = entry
         self._layers = layers
         self._norm = norm
         self._head = head
         self._rotary = rotary
-        self._activation = ACTIVATIONS[spec.activation]
+        self._activation = activation
 
     def forward(
         self,
@@ -61,22 +63,29 @@ class DenseDecoder:
         attention: AttentionStep,
         kv: list[LayerKv],
     ) -> torch.Tensor:
-        hidden = F.embedding(token_ids, self._embedding)
-        angles = self._rotary.angles(positions, hidden.dtype)
+        hidden = self._entry(token_ids)
+        angles = self._rotary.angles(positions)
+        # What a part answers is added where the next norm reads it: devices do both at once.
+        added: torch.Tensor | None = None
         for layer, layer_kv in zip(self._layers, kv, strict=True):
-            normed = layer.attention_norm(hidden)
-            hidden = hidden + self._attend(layer, normed, angles, attention, layer_kv)
-            hidden = hidden + self._mlp(layer, layer.mlp_norm(hidden))
-        return hidden
+            if added is None:
+                normed = layer.attention_norm(hidden)
+            else:
+                normed, hidden = layer.attention_norm.of_sum(added, hidden)
+            attended = self._attend(layer, normed, angles, attention, layer_kv)
+            normed, hidden = layer.mlp_norm.of_sum(attended, hidden)
+            added = layer.down(self._activation(layer.gate_up(normed)))
+        return hidden if added is None else hidden + added
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        assert self._norm is not None and self._head is not None, "the head is on a later stage"
         return self._head(self._norm(hidden)).float()
 
     def _attend(
         self,
         layer: DecoderLayer,
         hidden: torch.Tensor,
-        angles: tuple[torch.Tensor, torch.Tensor],
+        angles: Any,
         attention: AttentionStep,
         kv: LayerKv,
     ) -> torch.Tensor:
@@ -86,55 +95,64 @@ class DenseDecoder:
         turning, values = heads[:, : queries + keys], heads[:, -keys:]
         if layer.head_norm is not None:
             turning = layer.head_norm(turning)
-        turned = rotate(turning, angles)
+        turned = self._rotary.rotate(turning, angles)
         attended = attention(turned[:, :queries], turned[:, queries:], values, kv, layer.window)
         return layer.output(attended.flatten(1))
 
-    def _mlp(self, layer: DecoderLayer, hidden: torch.Tensor) -> torch.Tensor:
-        gate, up = layer.gate_up(hidden).chunk(2, dim=-1)
-        return layer.down(self._activation(gate) * up)
 
-
-def load_dense(spec: ModelSpec, weights: SafetensorsFolder, device: Device) -> DenseDecoder:
-    return _Loader(spec, weights, device).load()
+def load_dense(
+    spec: ModelSpec, weights: SafetensorsFolder, device: Device, split: Split | None = None
+) -> DenseDecoder:
+    """Where it is split, `spec` is what this rank holds."""
+    return _Loader(spec, weights, device, split or Whole()).load()
 
 
 class _Loader:
-    def __init__(self, spec: ModelSpec, weights: SafetensorsFolder, device: Device) -> None:
+    def __init__(
+        self, spec: ModelSpec, weights: SafetensorsFolder, device: Device, split: Split
+    ) -> None:
         self._spec = spec
         self._weights = weights
         self._device = device
+        self._split = split
 
     def load(self) -> DenseDecoder:
-        spec = self._spec
-        embedding, head = self._tables()
+        spec, split = self._spec, self._split
+        table, head = self._tables()
         layers = [self._layer(index) for index in range(spec.num_layers)]
-        norm = self._norm("model.norm.weight")
+        norm = self._norm("model.norm.weight") if split.has_head else None
         self._weights.check_all_taken(ignored=_REDUNDANT)
         return DenseDecoder(
             spec,
-            embedding,
+            split.receive() if table is None else split.look_up(table),
             layers,
             norm,
-            self._device.pack_linear(head),
-            Rotary(spec.rope, spec.head_dim, self._device.torch_device),
+            None if head is None else split.gathered(self._device.pack_linear(head)),
+            Rotary(spec.rope, spec.head_dim, self._device),
+            gated_activation(spec.activation, self._device),
         )
 
-    def _tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _tables(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Tied tables are stored as either of the two, or as both; where those differ, the
         weights are believed and not the config."""
-        spec, stored = self._spec, self._weights
+        spec, stored, split = self._spec, self._weights, self._split
         shape = (spec.vocab_size, spec.hidden_size)
         if not spec.tied_embeddings or (_TABLE in stored and _HEAD in stored):
-            table, head = stored.take(_TABLE, shape), stored.take(_HEAD, shape)
-            is_one = spec.tied_embeddings and torch.equal(table, head)
-            return table, table if is_one else head
+            table = stored.take(_TABLE, shape) if split.has_table else None
+            head = stored.take(_HEAD, shape) if split.has_head else None
+            if spec.tied_embeddings and table is not None and head is not None:
+                head = table if torch.equal(table, head) else head
+            return table, head
+        if not (split.has_table or split.has_head):
+            return None, None
         table = stored.take(_HEAD if _HEAD in stored else _TABLE, shape)
-        return table, table
+        return table if split.has_table else None, table if split.has_head else None
 
     def _layer(self, index: int) -> DecoderLayer:
-        spec, prefix = self._spec, f"model.layers.{index}."
+        spec, split = self._spec, self._split
+        prefix = f"model.layers.{split.first_layer + index}."
         hidden, inner = spec.hidden_size, spec.intermediate_size
+        output_bias, mlp_bias = spec.output_bias, spec.mlp_bias
         attention, mlp = prefix + "self_attn.", prefix + "mlp."
         qkv = [("q_proj", spec.q_size), ("k_proj", spec.kv_size), ("v_proj", spec.kv_size)]
         gate_up = [("gate_proj", inner), ("up_proj", inner)]
@@ -143,11 +161,16 @@ class _Loader:
             qkv=self._linear(attention, qkv, hidden, spec.qkv_bias),
             head_norm=self._head_norm(attention) if spec.has_head_norms else None,
             window=spec.layer_windows[index],
-            output=self._linear(attention, [("o_proj", hidden)], spec.q_size, spec.output_bias),
+            output=self._summed(attention, ("o_proj", hidden), spec.q_size, output_bias),
             mlp_norm=self._norm(prefix + "post_attention_layernorm.weight"),
-            gate_up=self._linear(mlp, gate_up, hidden, spec.mlp_bias),
-            down=self._linear(mlp, [("down_proj", hidden)], inner, spec.mlp_bias),
+            gate_up=self._linear(mlp, gate_up, hidden, mlp_bias),
+            down=self._summed(mlp, ("down_proj", hidden), inner, mlp_bias),
         )
+
+    def _summed(self, prefix: str, part: tuple[str, int], inputs: int, has_bias: bool) -> Linear:
+        """A linear over what each rank has some of."""
+        split = self._split
+        return split.summed(self._linear(prefix, [part], inputs, has_bias and split.adds_biases))
 
     def _linear(
         self, prefix: str, parts: list[tuple[str, int]], inputs: int, has_bias: bool
@@ -162,11 +185,11 @@ class _Loader:
 
     def _norm(self, name: str) -> RmsNorm:
         weight = self._weights.take(name, (self._spec.hidden_size,))
-        return RmsNorm(weight, self._spec.rms_norm_eps)
+        return RmsNorm(weight, self._spec.rms_norm_eps, self._device)
 
     def _head_norm(self, prefix: str) -> HeadNorm:
         spec, shape = self._spec, (self._spec.head_dim,)
         queries = self._weights.take(prefix + "q_norm.weight", shape)
         keys = self._weights.take(prefix + "k_norm.weight", shape)
         weights = [queries.expand(spec.num_heads, -1), keys.expand(spec.num_kv_heads, -1)]
-        return HeadNorm(torch.cat(weights), spec.rms_norm_eps)
+        return HeadNorm(torch.cat(weights), spec.rms_norm_eps, self._device)

@@ -1,0 +1,58 @@
+"""Streams, events and pinned copies of an NPU, in the words of the device interface."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch_npu
+
+from services.task_executor.devices.base import Event
+
+
+class NpuEvent:
+    def __init__(self, stream: torch_npu.npu.Stream) -> None:
+        self.raw = torch_npu.npu.Event()
+        self.raw.record(stream)
+
+    def is_done(self) -> bool:
+        return bool(self.raw.query())
+
+    def wait(self) -> None:
+        self.raw.synchronize()
+
+
+class NpuStream:
+    def __init__(self, raw: torch_npu.npu.Stream) -> None:
+        self.raw = raw
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        with torch_npu.npu.stream(self.raw):
+            yield
+
+    def record(self) -> Event:
+        return NpuEvent(self.raw)
+
+    def follow(self, event: Event) -> None:
+        assert isinstance(event, NpuEvent)
+        self.raw.wait_event(event.raw)
+
+
+class PinnedCopy:
+    """From the device into pinned memory, on a stream of its own beside the computing one."""
+
+    def __init__(self, tensor: torch.Tensor, computing: NpuStream, copying: NpuStream) -> None:
+        copying.follow(computing.record())
+        with copying.active():
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            # Its memory must not be given to others before the copy is over.
+            tensor.record_stream(copying.raw)
+        self._done = copying.record()
+
+    def is_ready(self) -> bool:
+        return self._done.is_done()
+
+    def get(self) -> torch.Tensor:
+        self._done.wait()
+        return self._host
