@@ -11,6 +11,10 @@ from hypothesis import strategies as st
 from services.task_executor.devices.base import AttentionInputs, LayerKv
 from services.task_executor.devices.cpu import attention
 from services.task_executor.devices.cpu.attention import CpuAttentionStep
+from services.task_executor.devices.cpu.native.decode_attention import (
+    DecodeAttention,
+    begin_build,
+)
 
 BLOCK_SIZE = 4
 KV_HEADS, HEADS, HEAD_DIM = 2, 6, 8
@@ -72,7 +76,7 @@ class Memory:
     def entries(self) -> list[tuple[int, int, int]]:
         return list(zip(range(99), self.step.counts, self.step.lengths, strict=False))
 
-    def begin(self) -> CpuAttentionStep:
+    def begin(self, kernel: DecodeAttention | None = None) -> CpuAttentionStep:
         slots = [
             self.slots(entry, length - count, length) for entry, count, length in self.entries()
         ]
@@ -84,7 +88,7 @@ class Memory:
             self.tables[:, :width],
             torch.cat(slots),
         )
-        return CpuAttentionStep(inputs)
+        return CpuAttentionStep(inputs, kernel)
 
     def attend(self, running: CpuAttentionStep, window: int | None) -> torch.Tensor:
         def new(contents: list[torch.Tensor]) -> torch.Tensor:
@@ -114,27 +118,47 @@ def plainly(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> to
     return torch.einsum("hs,shd->hd", weights, values)
 
 
-@settings(deadline=None, max_examples=60)
-@given(step=STEPS, windows=st.lists(WINDOWS, min_size=1, max_size=3), seed=st.integers(0, 999))
-def test_every_token_sees_its_window_and_nothing_else(
-    step: Step, windows: list[int | None], seed: int
-) -> None:
+@pytest.fixture(scope="module")
+def kernel() -> DecodeAttention:
+    built = begin_build().wait()
+    if built is None:
+        pytest.skip("no C compiler here: decodes go through torch, which the other tests cover")
+    return built
+
+
+def check(step: Step, windows: list[int | None], seed: int, kernel: DecodeAttention | None) -> None:
     memory = Memory(step, seed)
-    running = memory.begin()
+    running = memory.begin(kernel)
     for window in windows:
         attended = memory.attend(running, window)
         assert torch.allclose(attended, memory.expected(window), atol=1e-4)
 
 
+@settings(deadline=None, max_examples=60)
+@given(step=STEPS, windows=st.lists(WINDOWS, min_size=1, max_size=3), seed=st.integers(0, 999))
+def test_every_token_sees_its_window_and_nothing_else(
+    step: Step, windows: list[int | None], seed: int
+) -> None:
+    check(step, windows, seed, None)
+
+
+@settings(deadline=None, max_examples=60)
+@given(step=STEPS, windows=st.lists(WINDOWS, min_size=1, max_size=3), seed=st.integers(0, 999))
+def test_the_kernel_sees_the_same(
+    kernel: DecodeAttention, step: Step, windows: list[int | None], seed: int
+) -> None:
+    check(step, windows, seed, kernel)
+
+
 def test_layers_of_one_window_share_its_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int | None] = []
-    split = attention._split
 
-    def counted(inputs: AttentionInputs, window: int | None) -> attention._Work:
-        made.append(window)
-        return split(inputs, window)
+    class Counted(attention._Work):
+        def __init__(self, inputs: AttentionInputs, window: int | None) -> None:
+            made.append(window)
+            super().__init__(inputs, window)
 
-    monkeypatch.setattr(attention, "_split", counted)
+    monkeypatch.setattr(attention, "_Work", Counted)
     memory = Memory(Step([1, 5], [9, 20]), seed=1)
     running = memory.begin()
     for window in (None, 6, 6, None, 6):
@@ -143,9 +167,14 @@ def test_layers_of_one_window_share_its_masks(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_window_gathers_no_block_that_nobody_sees() -> None:
-    work = attention._split(_inputs([1, 3], [30, 29]), window=5)
-    assert [len(group.blocks) for group in work.decodes] == [2]
-    assert [len(chunk.blocks) for chunk in work.chunks] == [3]
+    work = attention._Work(_inputs([1, 3], [30, 29]), window=5)
+    assert [len(group.blocks) for group in work.groups] == [2]
+    assert [len(chunk.context.blocks) for chunk in work.chunks if chunk.context] == [3]
+
+
+def test_a_whole_context_is_not_read_back() -> None:
+    work = attention._Work(_inputs([9, 3, 9], [9, 9, 12]), window=10)
+    assert [chunk.context is None for chunk in work.chunks] == [True, False, False]
 
 
 def _inputs(counts: list[int], lengths: list[int]) -> AttentionInputs:

@@ -1,18 +1,26 @@
-"""Paged attention on the CPU: gather the blocks of each context, then torch's SDPA with a mask.
+"""Paged attention on the CPU: a kernel of our own for decodes, torch's SDPA for chunks.
 
-Entries with one token (decodes) run in groups of like length, one padded SDPA a group; an entry
-with several tokens (a prefill chunk) runs alone. Padding reads the trash block, which nobody
-writes, so a row's result depends on its own context only. A window leaves out the blocks that no
-token of the entry sees; masks are made once a step for each distinct window.
+Where the kernel is not there, entries with one token (decodes) run in groups of like length: their
+blocks are gathered, and one padded SDPA a group attends to them. Padding reads the trash block,
+which nobody writes, so a row's result depends on its own context only.
+
+An entry with several tokens (a prefill chunk) runs alone: over the keys at hand where it is its
+whole context, else over its gathered blocks, under a mask. A window leaves out the blocks that no
+token of the entry sees; what layers of one window share is made once a step.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 
 from services.task_executor.devices.base import AttentionInputs, AttentionStep, LayerKv
+from services.task_executor.devices.cpu.native.decode_attention import (
+    DecodeAttention,
+    DecodeRows,
+)
 
 # A group's longest context has at most this many times the blocks of its shortest one.
 GROUP_SPREAD_MAX = 2
@@ -26,27 +34,66 @@ class _DecodeGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunk:
-    first: int  # its tokens are first .. last - 1 of the step
-    last: int
+class _Context:
+    """What a chunk sees in the cache, its own tokens included."""
+
     blocks: torch.Tensor  # int64 [chunk_blocks]
     mask: torch.Tensor  # bool [tokens, keys]: causal, keys in front of the chunk included
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
-    """What all layers of one window share."""
+class _Chunk:
+    first: int  # its tokens are first .. last - 1 of the step
+    last: int
+    context: _Context | None  # None: nothing but the chunk itself
 
-    decodes: list[_DecodeGroup]
-    chunks: list[_Chunk]
+
+class _Work:
+    """What all layers of one window share; of the decodes, whichever form is asked for."""
+
+    def __init__(self, inputs: AttentionInputs, window: int | None) -> None:
+        self._inputs = inputs
+        # How many keys the last token of each entry sees.
+        self._seen = [min(it, window or it) for it in inputs.lengths]
+        self._decodes: list[tuple[int, int]] = []  # (entry, its token)
+        self.chunks: list[_Chunk] = []
+        token = 0
+        for entry, count in enumerate(inputs.counts):
+            if count == 1:
+                self._decodes.append((entry, token))
+            else:
+                self.chunks.append(_make_chunk(inputs, entry, token, window))
+            token += count
+
+    @property
+    def has_decodes(self) -> bool:
+        return bool(self._decodes)
+
+    @cached_property
+    def rows(self) -> DecodeRows:
+        entries = [entry for entry, _ in self._decodes]
+        lengths = [self._inputs.lengths[entry] for entry in entries]
+        return DecodeRows(
+            self._inputs.block_tables[entries],
+            tokens=[token for _, token in self._decodes],
+            starts=[self._inputs.lengths[entry] - self._seen[entry] for entry in entries],
+            lengths=lengths,
+        )
+
+    @cached_property
+    def groups(self) -> list[_DecodeGroup]:
+        decodes = sorted(self._decodes, key=lambda decode: self._seen[decode[0]])
+        cut = _by_width(decodes, self._seen)
+        return [_make_group(self._inputs, members, self._seen) for members in cut]
 
 
 class CpuAttentionStep(AttentionStep):
-    def __init__(self, inputs: AttentionInputs) -> None:
+    def __init__(self, inputs: AttentionInputs, kernel: DecodeAttention | None = None) -> None:
         slots, size = inputs.slots, inputs.block_size
         self._slots = slots
         self._fresh_blocks = slots[slots % size == 0] // size
-        self._inputs = inputs
+        self.inputs = inputs
+        self._kernel = kernel
         self._work: dict[int | None, _Work] = {}
 
     def __call__(
@@ -58,18 +105,29 @@ class CpuAttentionStep(AttentionStep):
         window: int | None,
     ) -> torch.Tensor:
         if window not in self._work:
-            self._work[window] = _split(self._inputs, window)
+            self._work[window] = _Work(self.inputs, window)
         work = self._work[window]
         self._write(kv.keys, keys)
         self._write(kv.values, values)
-        output = torch.empty_like(queries)
-        for group in work.decodes:
-            output[group.tokens] = _attend_group(group, queries[group.tokens], kv)
+        output = torch.empty(queries.shape, dtype=queries.dtype)
+        if work.has_decodes:
+            self._decode(work, queries, kv, output)
         for chunk in work.chunks:
-            output[chunk.first : chunk.last] = _attend_chunk(
-                chunk, queries[chunk.first : chunk.last], kv
-            )
+            own = slice(chunk.first, chunk.last)
+            if chunk.context is None:
+                output[own] = _attend_itself(queries[own], keys[own], values[own])
+            else:
+                output[own] = _attend_chunk(chunk.context, queries[own], kv)
         return output
+
+    def _decode(
+        self, work: _Work, queries: torch.Tensor, kv: LayerKv, output: torch.Tensor
+    ) -> None:
+        if self._kernel is not None and self._kernel.fits(queries, kv):
+            self._kernel.attend(work.rows, queries, kv, output)
+            return
+        for group in work.groups:
+            output[group.tokens] = _attend_group(group, queries[group.tokens], kv)
 
     def _write(self, cache: torch.Tensor, new: torch.Tensor) -> None:
         if len(self._fresh_blocks):
@@ -92,14 +150,21 @@ def _attend_group(group: _DecodeGroup, queries: torch.Tensor, kv: LayerKv) -> to
     return output.reshape(count, heads, head_dim)
 
 
-def _attend_chunk(chunk: _Chunk, queries: torch.Tensor, kv: LayerKv) -> torch.Tensor:
+def _attend_itself(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """[tokens, heads, head_dim] of one sequence, from its first token on."""
+    query, key, value = (it.transpose(0, 1).unsqueeze(0) for it in (queries, keys, values))
+    output = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    return output[0].transpose(0, 1)
+
+
+def _attend_chunk(context: _Context, queries: torch.Tensor, kv: LayerKv) -> torch.Tensor:
     """queries: [tokens, heads, head_dim] of one sequence."""
-    keys = chunk.mask.shape[1]
+    keys = context.mask.shape[1]
     output = F.scaled_dot_product_attention(
         queries.transpose(0, 1).unsqueeze(0),
-        _gather(kv.keys, chunk.blocks, 1)[:, :, :keys],
-        _gather(kv.values, chunk.blocks, 1)[:, :, :keys],
-        attn_mask=chunk.mask,
+        _gather(kv.keys, context.blocks, 1)[:, :, :keys],
+        _gather(kv.values, context.blocks, 1)[:, :, :keys],
+        attn_mask=context.mask,
         enable_gqa=True,
     )
     return output[0].transpose(0, 1)
@@ -109,22 +174,6 @@ def _gather(cache: torch.Tensor, blocks: torch.Tensor, count: int) -> torch.Tens
     """[blocks, block_size, kv_heads, head_dim] -> [count, kv_heads, keys, head_dim]."""
     picked = cache.index_select(0, blocks)
     return picked.view(count, -1, *cache.shape[2:]).transpose(1, 2)
-
-
-def _split(inputs: AttentionInputs, window: int | None) -> _Work:
-    decodes: list[tuple[int, int]] = []  # (entry, its token)
-    chunks: list[_Chunk] = []
-    token = 0
-    for entry, count in enumerate(inputs.counts):
-        if count == 1:
-            decodes.append((entry, token))
-        else:
-            chunks.append(_make_chunk(inputs, entry, token, window))
-        token += count
-    # How many keys the last token of each entry sees.
-    seen = inputs.lengths if window is None else [min(it, window) for it in inputs.lengths]
-    decodes.sort(key=lambda decode: seen[decode[0]])
-    return _Work([_make_group(inputs, it, seen) for it in _by_width(decodes, seen)], chunks)
 
 
 def _by_width(decodes: list[tuple[int, int]], seen: Sequence[int]) -> list[list[tuple[int, int]]]:
@@ -175,6 +224,8 @@ def _shifted(tables: torch.Tensor, skipped: torch.Tensor) -> torch.Tensor:
 
 def _make_chunk(inputs: AttentionInputs, entry: int, first: int, window: int | None) -> _Chunk:
     count, length, size = inputs.counts[entry], inputs.lengths[entry], inputs.block_size
+    if count == length and (window is None or window >= length):
+        return _Chunk(first, first + count, None)
     first_seen = 0 if window is None else max(0, length - count + 1 - window)
     first_block = first_seen // size
     positions = torch.arange(length - count, length)[:, None]
@@ -182,9 +233,5 @@ def _make_chunk(inputs: AttentionInputs, entry: int, first: int, window: int | N
     mask = keys <= positions
     if window is not None:
         mask &= keys > positions - window
-    return _Chunk(
-        first=first,
-        last=first + count,
-        blocks=inputs.block_tables[entry, first_block : -(-length // size)].long(),
-        mask=mask,
-    )
+    blocks = inputs.block_tables[entry, first_block : -(-length // size)].long()
+    return _Chunk(first, first + count, _Context(blocks, mask))
