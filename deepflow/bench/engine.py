@@ -17,6 +17,7 @@ from deepflow.bench import random_model
 from deepflow.bench.peers.protocol import Setup
 from deepflow.bench.roofline import GemmWork
 from deepflow.bench.sse_client import BenchError
+from deepflow.core.devices import INT8
 from deepflow.core.model_spec import ModelSpec
 from deepflow.lifecycle import bound_to_parent
 
@@ -41,6 +42,9 @@ class EngineOptions:
     rounds: int = 3
     peers: tuple[str, ...] = ()
     peers_folder: Path = PEERS_FOLDER
+    trace: Path | None = None  # where our engine's steps are written, in Chrome's format
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,10 @@ class EngineReport:
     ours: Figures
     gemm_gflops: float
     roofline_tok_s: float
+    # Of our engine's counted rounds: how long its device stood still between two steps although
+    # there was work, and how long the master planned and took in, beside the time of the steps.
+    gap_fraction: float
+    master_fraction: float
     peers: dict[str, Figures]
 
     def as_dict(self) -> dict[str, Any]:
@@ -63,6 +71,8 @@ class EngineReport:
             "gemm_gflops": self.gemm_gflops,
             "roofline_tok_s": self.roofline_tok_s,
             "roofline_fraction": self.ours.output_tok_s / self.roofline_tok_s,
+            "gap_fraction": self.gap_fraction,
+            "master_fraction": self.master_fraction,
             "peers": {name: asdict(figures) for name, figures in self.peers.items()},
             "ratio": {
                 name: self.ours.output_tok_s / figures.output_tok_s
@@ -85,10 +95,13 @@ def run(options: EngineOptions, say: Say) -> EngineReport:
         workers = {}
         for name, command in commands.items():
             say(f"starting {name} …")
-            worker = stack.enter_context(_worker(name, command, _setup(options, folder), scratch))
+            worker = stack.enter_context(
+                _worker(name, command, _setup(name, options, folder), scratch)
+            )
             say(f"{name} gave its first token after {worker.ready_s:.1f} s")
             workers[name] = worker
         seconds = _rounds(workers, options, vocabulary, say)
+        sums = _take_trace(workers[OURS], options.trace)
         work = GemmWork.of_folder(folder).gflop(options.requests, options.input, options.output)
     least = work / gflops
     figures = {
@@ -96,7 +109,14 @@ def run(options: EngineOptions, say: Say) -> EngineReport:
         for name, worker in workers.items()
     }
     ours = figures.pop(OURS)
-    return EngineReport(ours, gflops, options.requests * options.output / least, figures)
+    return EngineReport(
+        ours,
+        gflops,
+        options.requests * options.output / least,
+        sums["gap_fraction"],
+        sums["master_fraction"],
+        figures,
+    )
 
 
 class Worker:
@@ -174,7 +194,15 @@ def _rounds(
             say(f"{label}: {name} {rate:.1f} output tokens/s")
             if number:
                 seconds[name].append(took)
+            elif name == OURS:
+                _take_trace(worker, None)
     return seconds
+
+
+def _take_trace(worker: Worker, path: Path | None) -> dict[str, float]:
+    """Since the last call."""
+    worker.ask({"trace": str(path or "")})
+    return worker.answer()
 
 
 def _figures(options: EngineOptions, seconds: float, ready_s: float) -> Figures:
@@ -183,9 +211,12 @@ def _figures(options: EngineOptions, seconds: float, ready_s: float) -> Figures:
     return Figures(output / seconds, total / seconds, ready_s)
 
 
-def _setup(options: EngineOptions, folder: Path) -> Setup:
+def _setup(name: str, options: EngineOptions, folder: Path) -> Setup:
+    """Peers compute in fp32 beside our int8: none of them quantises a folder as it loads it."""
     longest = options.input + options.output
-    return Setup(str(folder), options.device, options.dtype, options.requests, longest)
+    dtype = "float32" if name != OURS and options.dtype == INT8 else options.dtype
+    ranks = (options.tensor_parallel, options.pipeline_parallel) if name == OURS else (1, 1)
+    return Setup(str(folder), options.device, dtype, options.requests, longest, *ranks)
 
 
 def _require_room(folder: Path, options: EngineOptions) -> int:

@@ -2,12 +2,13 @@
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,19 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def stack(arguments: list[str], log: Path) -> Iterator[psutil.Process]:
-    """A whole local stack of its own (`deepflow up --json …`), ready when this yields."""
+def stack(
+    arguments: list[str], log: Path, settings: Mapping[str, str] | None = None
+) -> Iterator[psutil.Process]:
+    """A whole local stack of its own (`deepflow up --json …`), ready when this yields.
+
+    `settings`: environment variables of its services.
+    """
+    environment = os.environ | dict(settings or {})
     command = [sys.executable, "-m", "deepflow.cli.main", "up", "--json", *arguments]
-    with log.open("wb") as stderr, _child(command, stdout=subprocess.PIPE, stderr=stderr) as child:
+    with (
+        log.open("wb") as stderr,
+        _child(command, stdout=subprocess.PIPE, stderr=stderr, env=environment) as child,
+    ):
         assert child.stdout is not None
         for line in child.stdout:
             if _is_ready(line):

@@ -35,7 +35,7 @@ class Shape:
             "num_key_value_heads": self.kv_heads,
             "head_dim": self.head_dim,
             "vocab_size": self.vocabulary,
-            "max_position_embeddings": 2048,
+            "max_position_embeddings": 8192,
             "rms_norm_eps": 1e-6,
             "rope_theta": 10_000.0,
             "hidden_act": "silu",
@@ -71,6 +71,7 @@ class Shape:
 SHAPES = {
     "llama-100m": Shape("LlamaForCausalLM", "llama", 768, 2048, 12, 12, 4, 64, 16_000),
     "qwen3-450m": Shape("Qwen3ForCausalLM", "qwen3", 1024, 3072, 24, 16, 8, 128, 32_000, True),
+    "llama-15m": Shape("LlamaForCausalLM", "llama", 320, 864, 8, 5, 5, 64, 4_000),
 }
 
 

@@ -100,7 +100,7 @@ async def connect(port: int, *, keep_body: bool = False) -> StreamConnection:
     return protocol
 
 
-def chat_request(port: int, model: str, question: str, tokens: int) -> bytes:
+def chat_request(port: int, model: str, question: str, tokens: int, key: str = "") -> bytes:
     body = json.dumps(
         {
             "model": model,
@@ -111,8 +111,9 @@ def chat_request(port: int, model: str, question: str, tokens: int) -> bytes:
             "stream": True,
         }
     ).encode()
+    authorization = f"authorization: Bearer {key}\r\n" if key else ""
     return (
-        f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n"
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n{authorization}"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     ).encode() + body
 

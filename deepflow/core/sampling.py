@@ -38,6 +38,7 @@ class SamplingParams(msgspec.Struct, frozen=True):
     prompt_logprobs: int | None = None
     grammar: Grammar | None = None
     grammar_param: str = ""  # the request's field that it came from, for errors
+    grammar_part_params: tuple[str, ...] = ()  # those of the schemas inside it
 
     @property
     def is_greedy(self) -> bool:

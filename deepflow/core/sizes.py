@@ -23,6 +23,8 @@ _UNITS = {
     "tb": 10**12,
     "tib": TIB,
 }
+# Of what somebody wrote, in the sentence that says that it is wrong.
+_SHOWN_CHARACTERS_MAX = 64
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*([a-z]*)", re.ASCII)
 
 
@@ -30,8 +32,9 @@ def parse_bytes(text: str) -> int:
     """Raises ValueError that says what would be right."""
     match = _SIZE.fullmatch(text.strip().lower())
     if match is None or match[2] not in _UNITS:
+        shown = text[:_SHOWN_CHARACTERS_MAX]
         raise ValueError(
-            f"{text!r} is no amount of memory: write 2GiB, 512MiB or a number of bytes"
+            f"{shown!r} is no amount of memory: write 2GiB, 512MiB or a number of bytes"
         )
     return int(Fraction(match[1]) * _UNITS[match[2]])
 

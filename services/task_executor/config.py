@@ -13,8 +13,19 @@ class TaskExecutorConfig(MeshServiceConfig):
         pattern="^(|torch)$",
         description="What the engine imports before it knows its model: torch, or nothing.",
     )
-    cpu_threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 = torch's choice.")
+    cpu_threads: int = Field(
+        0, ge=0, description="CPU threads of the engine; 0 = the cores it may use."
+    )
     kv_blocks: int = Field(0, ge=0, description="KV blocks to hold; 0 = derived from memory.")
+    kv_dram_bytes: int = Field(
+        0, ge=0, description="Host memory for KV that has left the device, in bytes; 0 = none."
+    )
+    kv_disk_bytes: int = Field(
+        0, ge=0, description="Disk for KV that has left the device and that memory; 0 = none."
+    )
+    kv_disk_folder: str = Field(
+        "", description="Where KV on disk goes; empty = deepflow-kv-UID in the temporary folder."
+    )
     max_sequences: int = Field(
         0, ge=0, description="Sequences in one batch; 0 = the device's default."
     )
@@ -47,6 +58,8 @@ class TaskExecutorConfig(MeshServiceConfig):
         wanted = {
             "cpu_threads": self.cpu_threads,
             "kv_blocks": self.kv_blocks,
+            "kv_dram_bytes": self.kv_dram_bytes,
+            "kv_disk_bytes": self.kv_disk_bytes,
             "max_sequences": self.max_sequences,
             "max_step_tokens": self.max_step_tokens,
         }

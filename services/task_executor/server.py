@@ -15,8 +15,10 @@ from deepflow.telemetry import Tracing
 from deepflow.v1 import cluster_pb2, events_pb2
 from deepflow.v1 import types_pb2 as types
 from deepflow.v1.cache_pb2_grpc import add_KvIndexServiceServicer_to_server
+from deepflow.v1.contexts_pb2_grpc import add_ContextKeeperServiceServicer_to_server
 from deepflow.v1.tasks_pb2_grpc import add_TaskExecutorServiceServicer_to_server
 from services.task_executor.config import TaskExecutorConfig
+from services.task_executor.shell.contexts import ContextDesk
 from services.task_executor.shell.engine import EngineProcess
 from services.task_executor.shell.kv_events import KvEventPublisher
 from services.task_executor.shell.kv_service import KvIndexService
@@ -52,6 +54,7 @@ class TaskExecutorServer:
             config, self.kv_events, self.id, seconds=config.kv_index_store_seconds
         )
         self.engine = EngineProcess(config)
+        self._contexts = ContextDesk(self.engine, self.lifecycle)
         self.models = ModelHolder(
             config, self.engine, self.lifecycle, wait_idle=self._peers.wait_idle
         )
@@ -90,11 +93,13 @@ class TaskExecutorServer:
 
     def _wire_engine(self) -> None:
         """Who hears what of the engine."""
-        self.engine.is_busy = lambda: self._peers.num_tasks > 0
+        self.engine.is_busy = lambda: self._peers.num_tasks + self._contexts.num_waiting > 0
         self.engine.on_step.append(self._peers.deliver)
+        self.engine.on_step.append(self._contexts.deliver)
         self.engine.on_step.append(self._meter.add)
         self.engine.on_step.append(lambda output: self.kv_events.add(output.kv_changes))
         self.engine.on_lost.append(self._peers.fail_all)
+        self.engine.on_lost.append(self._contexts.fail_all)
         self.engine.on_lost.append(lambda _: self.kv_events.cleared())
         self.engine.on_lost.append(lambda _: self._meter.engine_lost())
         self.engine.on_loaded.append(self._meter.loaded)
@@ -115,6 +120,7 @@ class TaskExecutorServer:
         self._grpc = rpc.new_server(self.config.cluster_token)
         add_TaskExecutorServiceServicer_to_server(servicer, self._grpc)
         add_KvIndexServiceServicer_to_server(KvIndexService(self.kv_events), self._grpc)
+        add_ContextKeeperServiceServicer_to_server(self._contexts, self._grpc)
         port = await rpc.listen(self._grpc, self.config.host, self.config.port)
         self.address = f"{self.config.advertised_host}:{port}"
 

@@ -1,7 +1,8 @@
 """Ten thousand random requests through one small engine: all end, and all that they held is free.
 
-Lengths, sampling, cancellations, shared prefixes, preemption, log probabilities and grammars, good
-and bad, in one batch. Determined by SEED; nothing is measured.
+Lengths, sampling, cancellations, shared prefixes, preemption, priorities, log probabilities and
+grammars, good and bad, in one batch, each step planned while one runs, with KV in three tiers.
+Requests are determined by SEED; nothing is measured.
 """
 
 import json
@@ -22,6 +23,7 @@ from services.task_executor.flowserve.executor.factory import build_executor
 from services.task_executor.flowserve.master import Master
 from services.task_executor.flowserve.messages import Cancel, Load, StepOutput, Submit
 from services.task_executor.flowserve.ring import wait_readable
+from services.task_executor.flowserve.scheduler.prefetch import ALWAYS
 
 SEED = 20261121
 REQUESTS = 10_000
@@ -29,7 +31,14 @@ IN_FLIGHT_MAX = 250
 ROWS = 16
 VOCAB = 1536
 # Full rows need twice as many blocks as there are, so that some are preempted.
-SETTINGS = {"max_sequences": ROWS, "kv_blocks": 64, "max_tokens": 128, "max_step_tokens": 96}
+SETTINGS = {
+    **{"max_sequences": ROWS, "kv_blocks": 64, "max_tokens": 128, "max_step_tokens": 96},
+    "steps_in_flight": 2,
+    # A block takes 2 KiB; on disk a little more.
+    **{"kv_dram_bytes": 48 << 11, "kv_disk_bytes": 96 * (2048 + 64)},
+}
+# Of the process in the second half of the requests, which are remembered here until the end.
+GROWTH_BYTES_MAX = 64 << 20
 GRAMMARS = [
     *(Grammar("choice", json.dumps([f"word {i}", f"another {i}"])) for i in range(20)),
     *(Grammar("regex", f"[a-{chr(98 + i)}]{{1,{i + 1}}}") for i in range(20)),
@@ -64,8 +73,10 @@ class Soak:
         self.active: dict[int, Request] = {}
         self.ended: list[Request] = []
         self.num_submitted = self.num_accepted = 0
-        self.started: set[int] = set()  # places of those with a first token
+        # By priority: the places of those with a first token.
+        self.started: dict[int, set[int]] = {}
         self.most_overtaken = 0
+        self.halfway_bytes = 0
 
     def tokens(self, count: int) -> list[int]:
         return [self.random.randrange(3, VOCAB) for _ in range(count)]
@@ -74,11 +85,15 @@ class Soak:
         while self.num_submitted < REQUESTS or self.active:
             self.submit_some()
             self.cancel_some()
+            if not self.halfway_bytes and len(self.ended) >= REQUESTS // 2:
+                self.halfway_bytes = memory_held()
             output = self.master.step()
             if output is not None:
                 self.take(output)
-            elif self.master.num_held:
-                assert wait_readable(self.master.wake_fds, 30), "a grammar never came"
+            elif self.master.has_work or self.master.num_held:
+                seconds = self.master.seconds_to_next
+                is_woken = wait_readable(self.master.wake_fds, 30 if seconds is None else seconds)
+                assert is_woken or seconds is not None, "a step or a grammar never came"
 
     def submit_some(self) -> None:
         room = min(self.random.randrange(14), REQUESTS - self.num_submitted)
@@ -96,6 +111,7 @@ class Soak:
             self.sampling(),
             choice_index=self.random.randrange(3),
             cache_salt=self.random.choice([b"", b"one tenant", b"another"]),
+            priority=self.random.choice([0, 0, 0, -1, 1]),
         )
 
     def sampling(self) -> SamplingParams:
@@ -144,7 +160,7 @@ class Soak:
             request = self.active[handle]
             assert index == len(request.tokens)
             if not index:
-                self.note_first_token(request.accepted_as)
+                self.note_first_token(request)
             request.tokens.append(token)
         for end in output.finished:
             request = self.active.pop(end.handle)
@@ -152,12 +168,14 @@ class Soak:
             assert end.completion_tokens == len(request.tokens)
             self.ended.append(request)
 
-    def note_first_token(self, place: int) -> None:
-        overtaken = sum(other > place for other in self.started)
+    def note_first_token(self, request: Request) -> None:
+        place, priority = request.accepted_as, request.submit.priority
+        started = self.started.get(priority, set())
+        overtaken = sum(other > place for other in started)
         self.most_overtaken = max(self.most_overtaken, overtaken)
-        self.started.add(place)
         # Nobody overtakes by more than this, so what is far behind need not be kept.
-        self.started = {other for other in self.started if other > place - 10 * ROWS}
+        kept = {other for other in started if other > place - 10 * ROWS}
+        self.started[priority] = kept | {place}
 
 
 @pytest.fixture(scope="module")
@@ -169,36 +187,59 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def master(folder: Path) -> Iterator[Master]:
+def master(folder: Path, tmp_path: Path) -> Iterator[Master]:
     before = set(psutil.Process().children(recursive=True))
-    load = Load("soak", str(folder), "cpu", "r1", settings=SETTINGS)
+    disk = tmp_path / "kv"
+    load = Load("soak", str(folder), "cpu", "r1", settings=SETTINGS, kv_disk_folder=str(disk))
     built = build_executor(load, lambda step: nullcontext())
-    master = Master(built.config, built.executor, grammars=built.grammars)
+    master = Master(built.config, built.executor, grammars=built.grammars, tiers=built.tiers)
+    master.prefetch.choice = ALWAYS  # so small a model is computed as quickly
     yield master
+    assert sum(file.stat().st_size for file in disk.rglob("*")) <= SETTINGS["kv_disk_bytes"] + 8192
     master.close()
+    assert not list(disk.glob("life-*")), "blocks are left on disk"
     assert set(psutil.Process().children(recursive=True)) <= before, "a process is left"
 
 
 def test_everything_ends_and_nothing_is_kept(master: Master) -> None:
     soak = Soak(master)
     soak.run()
+    assert memory_held() - soak.halfway_bytes < GROWTH_BYTES_MAX
     assert len(soak.ended) == REQUESTS
     for request in soak.ended:
         check_end(request)
     assert {request.reason for request in soak.ended} == {"stop", "length", "cancelled", "error"}
-    # First come, first served: only those that run beside one another may swap places.
+    # First come, first served within a priority: only neighbours in the batch may swap places.
     assert soak.most_overtaken <= 4 * ROWS
 
     scheduler, grammars = master._scheduler, master._grammars
     scheduler.check()
+    settle(master)
     assert not master.has_work and not master.num_held
+    assert master.prefetch.decisions["fetch"] > 100
     assert (scheduler.num_running, scheduler.num_waiting) == (0, 0)
     assert scheduler._cache.num_available == SETTINGS["kv_blocks"] - 1
     assert grammars is not None
     assert grammars.num_in_flight == 0 and grammars.num_workers_started == 1
     master.obey(Submit(0, [1], SamplingParams(1)))  # tells the executor of the last releases
     master.step()
-    assert len(master._executor._matchers) == 0  # type: ignore[attr-defined]
+    while master.has_work:
+        if master.step() is None:
+            wait_readable(master.wake_fds, master.seconds_to_next)
+    assert len(master._runner._executor._matchers) == 0  # type: ignore[attr-defined]
+
+
+def memory_held() -> int:
+    held: int = psutil.Process().memory_info().rss
+    return held
+
+
+def settle(master: Master) -> None:
+    """Until the last step has landed, and nothing is put away any more."""
+    while master.step() is not None or master.has_work or master.cache.num_copying:
+        seconds = master.seconds_to_next
+        wait_readable(master.wake_fds, 1.0 if seconds is None else seconds)
+    master.cache.check([])
 
 
 def check_end(request: Request) -> None:

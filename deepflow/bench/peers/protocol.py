@@ -2,7 +2,9 @@
 
 The first line in is the setup. The engine answers {"ready": true} once it has produced a token.
 Then for every {"prompts": ..., "output": N} it answers {"seconds": S}; at the end of its input it
-ends. Standard library only, because the environment of a peer holds nothing of ours.
+ends. Ours keeps a trace: for {"trace": PATH} it answers with its sums, writes it to a file where
+PATH is not empty, and begins a new one. Standard library only, because the environment of a peer
+holds nothing of ours.
 """
 
 import json
@@ -11,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,19 @@ class Setup:
     dtype: str
     requests: int  # at a time
     max_tokens: int  # prompt and answer together
+    tensor_parallel: int = 1  # of ours only
+    pipeline_parallel: int = 1
 
 
 class Engine(Protocol):
     def generate(self, prompts: list[list[int]], output: int) -> list[list[int]]:
         """Greedy, exactly `output` tokens for each prompt, whatever end token is drawn."""
+
+
+@runtime_checkable
+class TracedEngine(Engine, Protocol):
+    def take_trace(self, path: str) -> dict[str, float]:
+        """How much of the time since the last call went where."""
 
 
 def serve(build: Callable[[Setup], Engine]) -> None:
@@ -35,7 +45,12 @@ def serve(build: Callable[[Setup], Engine]) -> None:
     engine.generate([[1, 2, 3]], 1)
     _say(answers, {"ready": True})
     for line in requests:
-        _say(answers, {"seconds": _timed(engine, **json.loads(line))})
+        asked = json.loads(line)
+        if "trace" in asked:
+            assert isinstance(engine, TracedEngine)
+            _say(answers, engine.take_trace(asked["trace"]))
+        else:
+            _say(answers, {"seconds": _timed(engine, **asked)})
 
 
 def _timed(engine: Engine, prompts: list[list[int]], output: int) -> float:

@@ -5,6 +5,7 @@ its parent dies; SIGINT is the shell's to handle, though a terminal sends it to 
 """
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -12,15 +13,20 @@ import sys
 from deepflow import logs
 from services.task_executor.devices.torch_import import import_torch
 from services.task_executor.flowserve.engine_process import EngineProcess, ParentLost
+from services.task_executor.flowserve.failed_steps import EngineBroken
 from services.task_executor.flowserve.ring import Ring
 
+log = logging.getLogger(__name__)
+
 EXIT_PARENT_LOST = 4
+EXIT_BROKEN = 5
 
 
 def main() -> int:
     arguments = _parse_arguments()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # At once: a thread in the middle of a step does not survive the end of its interpreter.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     logs.configure_logging(
         "engine", arguments.id, level=arguments.log_level, log_format=arguments.log_format
     )
@@ -33,6 +39,11 @@ def main() -> int:
         process.run()
     except ParentLost:
         return EXIT_PARENT_LOST
+    except EngineBroken as error:
+        log.critical("the engine ends: %s", error)
+        logging.shutdown()
+        # At once, and every rank with it: a thread of ours may wait for one that is gone.
+        os._exit(EXIT_BROKEN)
     return 0
 
 

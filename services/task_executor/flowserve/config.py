@@ -18,7 +18,16 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_step_tokens: int = 2048  # positions computed in one step
     max_waiting: int = 4096  # sequences queued for a row; one more is refused
     eos_token_ids: tuple[int, ...] = ()
-    policy: str = "fcfs"
+    steps_in_flight: int = 1  # 2: the next step is planned while one runs
+    tensor_parallel: int = 1  # ranks that share every layer
+    pipeline_parallel: int = 1  # stages, each with some of the layers
+    # Blocks kept in the host's memory and on its disk; 0 = that tier does not exist.
+    kv_dram_blocks: int = 0
+    kv_disk_blocks: int = 0
+    policy: str = "priority"
+    # Targets of the policy slo, 0 = none: the time between two tokens, and until the first one.
+    tpot_seconds: float = 0.0
+    ttft_seconds: float = 0.0
     model_revision: str = ""
     adapter: str = ""
     kv_dtype: str = ""
@@ -38,6 +47,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             "max_step_tokens", self.max_sequences, "max_sequences, so that no row stands still"
         )
         self._require_at_least("max_waiting", 1)
+        self._require_at_least("kv_dram_blocks", 0)
+        self._require_at_least("kv_disk_blocks", 0)
+        most = max(2, self.pipeline_parallel)
+        if not 1 <= self.steps_in_flight <= most:
+            choices = "1 or 2" if most == 2 else f"from 1 to {most}, the number of stages"
+            raise EngineConfigError(
+                f"steps_in_flight is {self.steps_in_flight}, but must be {choices}"
+            )
         self._require_room_for_longest()
         for token in self.eos_token_ids:
             if not 0 <= token < self.vocab_size:
@@ -49,6 +66,17 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     def dtype(self) -> str:
         """Of the weights too: both are computed with in one."""
         return self.kv_dtype
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether a token may be planned before the one in front of it is known. Not in a
+        pipeline: its first stage would need that one before its last has drawn it."""
+        return self.pipeline_parallel == 1
+
+    @property
+    def micro_batches(self) -> int:
+        """Into how many steps the decoding sequences are dealt, so that every stage has one."""
+        return 1 if self.runs_ahead else min(self.pipeline_parallel, self.steps_in_flight)
 
     @property
     def usable_blocks(self) -> int:

@@ -26,6 +26,8 @@ from services.task_executor.flowserve.messages import (
     TopLogprobs,
 )
 from services.task_executor.flowserve.ring import wait_readable
+from services.task_executor.flowserve.step_trace import StepTrace
+from services.task_executor.flowserve.tiers.build import Tiers
 
 
 class GenerationError(RuntimeError):
@@ -57,13 +59,16 @@ class FlowServe:
 
         Raises ValueError where the model cannot be held.
         """
-        # Late: a program that only names this class imports nothing heavy.
-        from services.task_executor.flowserve.executor.factory import build_executor
-
         name = str(source)
         load = Load(name, name, device, model_revision=name, settings=settings, dtype=dtype)
-        built = build_executor(load, _unreported)
-        self._hold(built.config, built.executor, built.grammars)
+        self._build(load)
+
+    @classmethod
+    def loaded(cls, load: Load) -> "FlowServe":
+        """With all that an engine can be asked for. Raises ValueError."""
+        engine = cls.__new__(cls)
+        engine._build(load)
+        return engine
 
     @classmethod
     def over(cls, config: EngineConfig, executor: Executor) -> "FlowServe":
@@ -125,13 +130,29 @@ class FlowServe:
         if answer.finish_reason == "error":
             raise GenerationError(answer.message)
 
+    def record(self) -> StepTrace:
+        """What happens when, from now on."""
+        self._master.trace = StepTrace()
+        return self._master.trace
+
     def close(self) -> None:
         self._master.close()
 
+    def _build(self, load: Load) -> None:
+        # Late: a program that only names this class imports nothing heavy.
+        from services.task_executor.flowserve.executor.factory import build_executor
+
+        built = build_executor(load, _unreported)
+        self._hold(built.config, built.executor, built.grammars, built.tiers)
+
     def _hold(
-        self, config: EngineConfig, executor: Executor, grammars: Grammars | None = None
+        self,
+        config: EngineConfig,
+        executor: Executor,
+        grammars: Grammars | None = None,
+        tiers: Tiers | None = None,
     ) -> None:
-        self._master = Master(config, executor, grammars=grammars)
+        self._master = Master(config, executor, grammars=grammars, tiers=tiers)
         self._handles = itertools.count()
         self._answers: dict[int, Generation] = {}
 
@@ -148,8 +169,9 @@ class FlowServe:
     def _step(self) -> None:
         output = self._master.step()
         if output is None:
-            assert self._master.num_held, "an answer is awaited, but the engine has no work"
-            wait_readable(self._master.wake_fds, None)
+            is_awaited = self._master.has_work or self._master.num_held
+            assert is_awaited, "an answer is awaited, but the engine has no work"
+            wait_readable(self._master.wake_fds, self._master.seconds_to_next)
             return
         self._take_tokens(output)
         for finished in output.finished:

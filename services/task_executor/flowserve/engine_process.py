@@ -13,8 +13,13 @@ from services.task_executor.flowserve.embedding.master import EmbeddingMaster
 from services.task_executor.flowserve.master import Master
 from services.task_executor.flowserve.messages import (
     Cancel,
+    ContextAnswer,
+    ContextRequest,
+    DropContext,
     Finished,
     FromEngine,
+    KeepContext,
+    ListContexts,
     Load,
     Loaded,
     LoadFailed,
@@ -72,12 +77,12 @@ class EngineProcess:
 
     def _await_work(self) -> None:
         self._require_parent()
-        if self._master is not None and self._master.has_work:
-            return
-        fds = [self._inbox.fileno()]
-        if isinstance(self._master, Master):
-            fds += self._master.wake_fds
-        while not wait_readable(fds, PARENT_CHECK_SECONDS):
+        fds = [self._inbox.fileno(), *(self._master.wake_fds if self._master else ())]
+        while True:
+            seconds = self._master.seconds_to_next if self._master else None
+            wait = PARENT_CHECK_SECONDS if seconds is None else min(seconds, PARENT_CHECK_SECONDS)
+            if wait <= 0 or wait_readable(fds, wait):
+                return
             self._require_parent()
 
     def _drain_inbox(self) -> None:
@@ -95,6 +100,11 @@ class EngineProcess:
             case Submit() | Cancel():
                 if self._master is not None:
                     self._master.obey(message)
+            case KeepContext() | DropContext() | ListContexts():
+                if isinstance(self._master, Master):
+                    self._master.obey(message)
+                else:
+                    self._publish(_context_refusal(message))
             case Load():
                 self._publish(self._hold(message))
             case Unload():
@@ -132,6 +142,9 @@ class EngineProcess:
             kv_bytes=config.kv_bytes,
             model_revision=config.model_revision,
             kv_layout=config.kv_layout,
+            max_step_tokens=config.max_step_tokens,
+            tensor_parallel=config.tensor_parallel,
+            pipeline_parallel=config.pipeline_parallel,
         )
 
     def _build_master(self, load: Load) -> Master | EmbeddingMaster:
@@ -141,7 +154,13 @@ class EngineProcess:
         from services.task_executor.flowserve.executor.factory import build_executor
 
         built = build_executor(load, self.report)
-        return Master(built.config, built.executor, grammars=built.grammars, step_clock=self._clock)
+        return Master(
+            built.config,
+            built.executor,
+            grammars=built.grammars,
+            tiers=built.tiers,
+            step_clock=self._clock,
+        )
 
     def _drop_model(self) -> None:
         logs.say_always(deployment="")
@@ -167,3 +186,9 @@ def _refusal(message: Submit) -> StepOutput:
     why = "the engine holds no model"
     finished = Finished(message.handle, "error", len(message.prompt_token_ids), 0, 0, why)
     return StepOutput(0, 0.0, [], [], [], [], [], [finished], [], 0, 0, 0)
+
+
+def _context_refusal(message: ContextRequest) -> StepOutput:
+    why = "the engine holds no model that generates text"
+    answer = ContextAnswer(message.handle, [], why)
+    return StepOutput(0, 0.0, [], [], [], [], [], [], [], 0, 0, 0, contexts=[answer])

@@ -1,28 +1,50 @@
-"""The master: plans with scheduler and cache, lets the executor run it, takes in the answer."""
+"""The master: plans with scheduler and cache, lets a runner run it, takes in the answer.
 
-import logging
+Where the runner takes two steps at a time the next one is planned while one runs, as late as is
+safe: whoever comes meanwhile is still in it.
+"""
+
+import contextlib
 import time
+from collections import deque
 from collections.abc import Callable
 
 import msgspec
 
 from deepflow.core.sampling import Grammar
 from services.task_executor.flowserve.config import EngineConfig
+from services.task_executor.flowserve.context_keeper import ContextKeeper
 from services.task_executor.flowserve.executor.base import Executor
+from services.task_executor.flowserve.failed_steps import FailedSteps
 from services.task_executor.flowserve.grammar.grammars import Grammars
 from services.task_executor.flowserve.grammar.held import HeldSequences
 from services.task_executor.flowserve.grammar.sources import GrammarError
 from services.task_executor.flowserve.grammar.waiting import GrammarsBusy
-from services.task_executor.flowserve.messages import Cancel, StepOutput, Submit
-from services.task_executor.flowserve.plan import StepPlan
+from services.task_executor.flowserve.messages import (
+    Cancel,
+    ContextRequest,
+    DropContext,
+    KeepContext,
+    ListContexts,
+    StepOutput,
+    Submit,
+)
+from services.task_executor.flowserve.plan import StepPlan, StepResult
 from services.task_executor.flowserve.rtc.cache import RelationalTensorCache
+from services.task_executor.flowserve.runner.base import StepRunner
+from services.task_executor.flowserve.runner.inline import InlineRunner
+from services.task_executor.flowserve.runner.ranks import RanksRunner
+from services.task_executor.flowserve.runner.threaded import ThreadedRunner
 from services.task_executor.flowserve.scheduler.scheduler import Scheduler
 from services.task_executor.flowserve.step_clock import StepClock
 from services.task_executor.flowserve.step_timing import StepTimePredictor
+from services.task_executor.flowserve.step_trace import StepSpan, StepTrace
+from services.task_executor.flowserve.tiers.build import Tiers
 
-log = logging.getLogger(__name__)
-
-MAX_FAILED_STEPS = 3  # in a row; then the device is taken for broken
+# How long before the running step will probably end the next one is planned: planning takes a
+# fraction of a millisecond, and no prediction is exact.
+AHEAD_SECONDS_MIN = 0.002
+AHEAD_SHARE = 0.1  # of the step's predicted time
 
 
 class Master:
@@ -32,19 +54,37 @@ class Master:
         executor: Executor,
         *,
         grammars: Grammars | None = None,
+        tiers: Tiers | None = None,
         step_clock: StepClock | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
         self._grammars = grammars
         self._held = HeldSequences()
-        cache = RelationalTensorCache(config.kv_blocks, config.block_size)
-        self._scheduler = Scheduler(config, cache)
-        self._executor = executor
+        self.cache = RelationalTensorCache(
+            config.kv_blocks,
+            config.block_size,
+            dram_blocks=config.kv_dram_blocks,
+            disk_blocks=config.kv_disk_blocks,
+        )
+        assert self.cache.has_tiers == (tiers is not None), "tiers without somebody who copies"
+        self._tiers = tiers
+        self._scheduler = Scheduler(config, self.cache)
+        self._contexts = ContextKeeper(config, self.cache, self._scheduler)
+        self.prefetch = self._scheduler.prefetch
+        if tiers is not None:
+            self.prefetch.costs = tiers.costs.read()
+        self._runner = make_runner(executor, config.steps_in_flight)
+        self._running: deque[StepPlan] = deque()  # submitted and not yet collected
+        self._began = 0.0  # the first of those
+        self._plan_at = 0.0  # when to plan the next one
+        self._is_stuck = False  # nobody can be planned until something happens
         self._clock = step_clock
+        self.trace: StepTrace | None = None
+        self._spans: deque[StepSpan] = deque()  # of the running plans, where there is a trace
         self._monotonic = monotonic
         self._timing = StepTimePredictor()
-        self._failed_steps = 0
+        self._failed_steps = FailedSteps()
 
     @property
     def has_work(self) -> bool:
@@ -58,39 +98,77 @@ class Master:
     @property
     def wake_fds(self) -> list[int]:
         """Readable when there is something to do that did not come through `obey`."""
-        return [self._grammars.fileno()] if self._grammars is not None else []
+        grammars = [self._grammars.fileno()] if self._grammars is not None else []
+        tiers = self._tiers.mover.wake_fds if self._tiers is not None else ()
+        return [*grammars, *self._runner.wake_fds, *tiers]
 
-    def obey(self, message: Submit | Cancel) -> None:
+    @property
+    def seconds_to_next(self) -> float | None:
+        """0 where `step` has something to do; None where it has not before somebody wakes it."""
+        if self._runner.is_ready:
+            return 0.0
+        if not self._may_plan:
+            return None
+        return max(0.0, self._plan_at - self._monotonic()) if self._running else 0.0
+
+    def obey(self, message: Submit | Cancel | ContextRequest) -> None:
+        self._is_stuck = False
+        if isinstance(message, KeepContext | DropContext | ListContexts):
+            self._contexts.obey(message, self._monotonic())
+            return
+        if isinstance(message, Submit) and message.context_id:
+            resolved = self._contexts.resolve(message, self._monotonic())
+            if resolved is None:
+                return
+            message = resolved
         if isinstance(message, Cancel):
             self._cancel_held(self._held.drop(message.handles))
             self._scheduler.cancel(message.handles)
         elif message.sampling.grammar is None or self._scheduler.find_fault(message):
-            self._scheduler.submit(message)
+            self._scheduler.submit(message, now=self._monotonic())
         else:
             self._submit_with_grammar(message, message.sampling.grammar)
 
     def step(self) -> StepOutput | None:
-        """Plan, execute, apply, report. None where nothing has happened since the last step."""
+        """Plan, run, take in, report. None where nothing has happened since the last call."""
         self._take_grammars()
-        plan = self._scheduler.plan()
-        if plan is not None:
-            self._run(plan)
+        self._take_copies()
+        if self._may_plan and (not self._running or self._monotonic() >= self._plan_at):
+            self._launch()
+        if self._runner.is_ready:
+            self._land()
+        self._send_copies()
         return self._take_output()
 
     def close(self) -> StepOutput | None:
         """End every sequence and give the device back."""
         self._cancel_held(self._held.release_all())
         self._scheduler.cancel_all()
+        while self._running:
+            with contextlib.suppress(Exception):  # nobody is left whom it could concern
+                self._land()
         output = self._take_output()
-        self._executor.close()
+        if self._tiers is not None:
+            self._tiers.mover.close()
+            self._tiers.costs.write(self.prefetch.costs)
+        self._runner.close()
         if self._grammars is not None:
             self._grammars.close()
         return output
 
+    def _take_copies(self) -> None:
+        if self._tiers is not None and (done := self._tiers.mover.take_done()):
+            self._is_stuck = False
+            self._scheduler.finish_copies(done, self._monotonic())
+
+    def _send_copies(self) -> None:
+        if self._tiers is not None and (copies := self._scheduler.take_copies()):
+            self._tiers.mover.submit(copies)
+
     def _submit_with_grammar(self, message: Submit, grammar: Grammar) -> None:
         """At once where the grammar is ready; otherwise the sequence is held, not accepted."""
         if self._grammars is None:
-            self._refuse_grammar(message, "this engine has no structured output")
+            self._refuse_grammar(message, GrammarError("this engine has no structured output"))
             return
         try:
             self._grammars.pin(message.handle, grammar)
@@ -99,12 +177,16 @@ class Master:
             else:
                 self._held.hold(message)
         except GrammarError as error:
-            self._refuse_grammar(message, str(error))
+            self._refuse_grammar(message, error)
         except GrammarsBusy:
             self._scheduler.refuse(message, "too many grammars wait to be compiled", busy=True)
 
-    def _refuse_grammar(self, message: Submit, fault: str) -> None:
-        self._scheduler.refuse(message, fault, invalid=True, param=message.sampling.grammar_param)
+    def _refuse_grammar(self, message: Submit, error: GrammarError) -> None:
+        param = message.sampling.grammar_param
+        if error.part is not None and error.part < len(message.sampling.grammar_part_params):
+            param = message.sampling.grammar_part_params[error.part]
+        said = f"{repr(param) if param else 'the grammar'} cannot be followed: {error}"
+        self._scheduler.refuse(message, said, invalid=True, param=param)
 
     def _submit_prepared(self, message: Submit, grammar: Grammar) -> None:
         """An answer that is resumed may be complete already."""
@@ -113,19 +195,21 @@ class Master:
         try:
             is_complete = bool(resumed) and self._grammars.is_complete(grammar, resumed)
         except GrammarError as error:
-            self._refuse_grammar(message, f"the resumed answer does not fit the grammar: {error}")
+            fault = GrammarError(f"the resumed answer does not fit it: {error}")
+            self._refuse_grammar(message, fault)
         else:
-            self._scheduler.submit(message, is_complete=is_complete)
+            self._scheduler.submit(message, is_complete=is_complete, now=self._monotonic())
 
     def _take_grammars(self) -> None:
         if self._grammars is None:
             return
         for grammar, outcome in self._grammars.take_done().items():
+            self._is_stuck = False
             for message in self._held.release(grammar):
                 if not outcome.fault:
                     self._submit_prepared(message, grammar)
                 elif outcome.is_invalid:
-                    self._refuse_grammar(message, outcome.fault)
+                    self._refuse_grammar(message, GrammarError(outcome.fault, outcome.part))
                 else:
                     self._scheduler.refuse(message, outcome.fault, busy=True)
 
@@ -143,29 +227,80 @@ class Master:
                 self._grammars.unpin(finished.handle)
             if timings := self._grammars.take_timings():
                 output = msgspec.structs.replace(output, grammars=timings)
-        return output
+        return self._contexts.take(output, self._monotonic())
 
-    def _run(self, plan: StepPlan) -> None:
-        """A step that fails costs its own sequences; the process only if it keeps happening."""
-        num_tokens = plan.num_tokens
+    @property
+    def _may_plan(self) -> bool:
+        has_room = len(self._running) < self._runner.depth
+        return has_room and not self._is_stuck and self._scheduler.has_work
+
+    def _launch(self) -> None:
         started = self._monotonic()
+        plan = self._scheduler.plan(started)
+        if plan is None:
+            self._is_stuck = True
+            return
+        if self.trace is not None:
+            during = (started, self._monotonic())
+            self._spans.append(StepSpan(plan.step, len(plan.rows), plan.num_tokens, during))
+        self._running.append(plan)
+        if len(self._running) == 1:
+            self._begin()
+        self._send_copies()  # beside this step, not behind it
+        self._runner.submit(plan)
+
+    def _begin(self) -> None:
+        """The first of the running plans is on the device from now on."""
+        plan = self._running[0]
+        predicted = self._timing.predict(plan.num_tokens)
+        self._began = self._monotonic()
+        self._plan_at = self._began + predicted - max(AHEAD_SECONDS_MIN, AHEAD_SHARE * predicted)
+        if not self.config.runs_ahead:  # the first stage of a pipeline is free long before
+            self._plan_at = self._began
         if self._clock is not None:
-            self._clock.begin(plan.step, started, self._timing.predict(num_tokens))
+            self._clock.begin(plan.step, self._began, predicted)
+
+    def _land(self) -> None:
+        """A step that fails costs its own sequences; the process only if it keeps happening."""
+        plan = self._running.popleft()
+        self._is_stuck = False
         try:
-            result = self._executor.execute(plan)
+            result = self._runner.collect()
+            landed = self._monotonic()
             self._scheduler.apply(result)
         except Exception as error:
-            self._fail(error, self._monotonic() - started)
+            self._void_running()
+            message = self._failed_steps.failed(error)
+            self._scheduler.fail_flights(message, self._monotonic() - self._began)
         else:
-            self._failed_steps = 0
-            self._timing.observe(num_tokens, result.seconds)
-        finally:
-            if self._clock is not None:
-                self._clock.end()
+            self._failed_steps.succeeded()
+            self._timing.observe(plan.num_tokens, result.seconds)
+            self._record(result, landed)
+        if self._running:
+            self._begin()
+        elif self._clock is not None:
+            self._clock.end()
 
-    def _fail(self, error: Exception, seconds: float) -> None:
-        self._failed_steps += 1
-        if self._failed_steps >= MAX_FAILED_STEPS:
-            raise error
-        log.exception("a step failed, and its sequences with it", exc_info=error)
-        self._scheduler.fail_step(f"the engine failed: {error}", seconds)
+    def _record(self, result: StepResult, landed: float) -> None:
+        # A trace may have begun while this step was under way.
+        if self.trace is None or not self._spans or self._spans[0].step != result.step:
+            return
+        span = self._spans.popleft()
+        span.ran = (result.began, result.began + result.seconds)
+        span.applied = (landed, self._monotonic())
+        span.is_last = not self._scheduler.has_work
+        self.trace.spans.append(span)
+
+    def _void_running(self) -> None:
+        """What was planned behind a failed step stands on nothing."""
+        self._spans.clear()
+        while self._running:
+            self._running.popleft()
+            with contextlib.suppress(Exception):
+                self._runner.collect()
+
+
+def make_runner(executor: Executor, depth: int) -> StepRunner:
+    if isinstance(executor, RanksRunner):
+        return executor
+    return InlineRunner(executor) if depth == 1 else ThreadedRunner(executor, depth)

@@ -14,6 +14,8 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     model_revision: str
     settings: dict[str, int] = {}  # EngineConfig fields that the shell overrides
     dtype: str = ""  # empty: what is best on the device
+    kv_disk_folder: str = ""  # where blocks on disk go; empty: the system's folder for such
+    policy: str = ""  # empty: the usual one
 
 
 class Unload(msgspec.Struct, frozen=True, tag="unload"):
@@ -31,6 +33,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     cache_salt: bytes = b""
     priority: int = 0
     embed: bool = False  # answer with the prompt's vector instead of tokens
+    context_id: str = ""  # of a kept context, whose tokens come before the prompt's
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -39,11 +42,35 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     handles: list[int]
 
 
+class KeepContext(msgspec.Struct, frozen=True, tag="keep_context"):
+    """Compute these tokens and keep them by this name, in place of what had it. Answered by a
+    ContextAnswer; a Cancel of the handle gives up."""
+
+    handle: int
+    context_id: str
+    token_ids: list[int]
+    ttl_seconds: float
+    cache_salt: bytes = b""
+    is_pinned: bool = False  # never let it leave the device
+
+
+class DropContext(msgspec.Struct, frozen=True, tag="drop_context"):
+    handle: int
+    context_id: str
+    cache_salt: bytes = b""
+
+
+class ListContexts(msgspec.Struct, frozen=True, tag="list_contexts"):
+    handle: int
+    cache_salt: bytes = b""
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """End the process after the current step."""
 
 
-ToEngine = Load | Unload | Submit | Cancel | Stop
+ContextRequest = KeepContext | DropContext | ListContexts
+ToEngine = Load | Unload | Submit | Cancel | ContextRequest | Stop
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
@@ -66,6 +93,9 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     # With block_size and dtype: what the identities of its blocks begin from.
     model_revision: str = ""
     kv_layout: str = ""
+    max_step_tokens: int = 0
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
@@ -154,6 +184,26 @@ class GrammarDone(msgspec.Struct, frozen=True, array_like=True):
     is_good: bool
 
 
+class ContextFacts(msgspec.Struct, frozen=True, array_like=True):
+    context_id: str
+    num_tokens: int
+    bytes_used: int  # of its whole blocks, in all tiers together
+    seconds_left: float
+    is_pinned: bool
+
+
+class ContextAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """To the request of this handle; a message says why it was refused."""
+
+    handle: int
+    contexts: list[ContextFacts]
+    message: str = ""
+    invalid: bool = False  # the request was at fault, not the engine
+    param: str = ""
+    busy: bool = False  # there is no room now
+    cached_tokens: int = 0  # of a context that was kept, what need not be computed
+
+
 class StepOutput(msgspec.Struct, frozen=True, tag="step"):
     """What one step produced, as columns; at most one token a sequence."""
 
@@ -175,6 +225,7 @@ class StepOutput(msgspec.Struct, frozen=True, tag="step"):
     started: list[Started] = []
     preemptions: int = 0  # sequences that went back to the queue
     grammars: list[GrammarDone] = []
+    contexts: list[ContextAnswer] = []
 
 
 FromEngine = Progress | Loaded | LoadFailed | Unloaded | StepOutput

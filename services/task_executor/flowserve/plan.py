@@ -53,6 +53,7 @@ class StepResult:
     token_ids: list[int]
     logprobs: list[float]
     failures: dict[int, str] = field(default_factory=dict)  # row -> why; its neighbours went on
+    began: float = 0.0  # on the monotonic clock
     seconds: float = 0.0
     blamed_rows: set[int] = field(default_factory=set)  # of those, whose request was at fault
     # Rows whose grammar allows nothing after the token just drawn: the answer is complete.

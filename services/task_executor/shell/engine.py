@@ -6,14 +6,16 @@ import logging
 import os
 import sys
 from asyncio.subprocess import Process
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from deepflow import clock
+from deepflow.config import PREFIX
 from deepflow.errors import DeepFlowError, InvalidRequest, RateLimited, Unavailable
 from deepflow.lifecycle import bound_to_parent
 from services.task_executor.config import TaskExecutorConfig
 from services.task_executor.flowserve.messages import (
     Cancel,
+    ContextRequest,
     Load,
     Loaded,
     LoadFailed,
@@ -86,7 +88,7 @@ class EngineProcess:
         self.deployment = ""
         await self._ask(Unload())
 
-    def submit(self, message: Submit) -> None:
+    def submit(self, message: Submit | ContextRequest) -> None:
         """Raises RateLimited where the engine's inbox is full, Unavailable where it is gone."""
         if not self._send(message):
             raise RateLimited(
@@ -179,7 +181,7 @@ class EngineProcess:
             *bound_to_parent(command),
             pass_fds=(*link.to_engine.fds, *link.from_engine.fds),
             stdin=asyncio.subprocess.DEVNULL,
-            env=dict(os.environ),  # uvloop takes nothing else
+            env=_without_secrets(os.environ),
         )
         log.info("engine started", extra={"engine_pid": process.pid})
         return process
@@ -264,6 +266,11 @@ class EngineProcess:
         except TimeoutError:
             process.kill()
             await process.wait()
+
+
+def _without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    """The engine reads folders and grammars of strangers: it is told nothing of the cluster."""
+    return {name: value for name, value in environ.items() if not name.startswith(PREFIX)}
 
 
 class _Link:

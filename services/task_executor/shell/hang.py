@@ -1,7 +1,6 @@
 """When an engine hangs: seen by the shell, never by the engine itself."""
 
-from pathlib import Path
-
+from deepflow.core.process_state import is_stopped as is_stopped
 from services.task_executor.flowserve.step_clock import StepInProgress
 
 
@@ -36,13 +35,3 @@ class Suspension:
         if self._since is None:
             self._since = now
         return now - self._since
-
-
-def is_stopped(pid: int) -> bool:
-    """By the kernel's word, so that slow is never taken for stopped; False where it has none."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return False
-    # The name before it may hold anything, brackets too.
-    return status.rpartition(")")[2].split()[:1] == ["T"]

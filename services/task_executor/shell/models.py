@@ -5,12 +5,13 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
+from deepflow.deployments import content_of
 from deepflow.errors import Conflict, DeepFlowError, InvalidRequest, Unavailable
 from deepflow.lifecycle import Lifecycle
 from deepflow.v1 import cluster_pb2
 from deepflow.v1 import types_pb2 as types
 from services.task_executor.config import TaskExecutorConfig
-from services.task_executor.flowserve.messages import LoadFailed
+from services.task_executor.flowserve.messages import Load, LoadFailed
 from services.task_executor.shell.engine import EngineProcess
 from services.task_executor.shell.translate import to_capabilities, to_load
 
@@ -64,7 +65,7 @@ class ModelHolder:
         held = self._deployment
         if held is not None and held.name != deployment.name:
             raise Conflict(f"this task executor holds {held.name!r}; unload it first")
-        if held is not None and _is_same_model(held, deployment):
+        if held is not None and content_of(held) == content_of(deployment):
             self._member.content = content
             if self._loading is not None:
                 return await asyncio.shield(self._loading)
@@ -107,7 +108,7 @@ class ModelHolder:
         self._lifecycle.to(types.LIFECYCLE_STATE_LOADING)
         try:
             async with asyncio.timeout(self._config.load_timeout_seconds):
-                loaded = await self._engine.load(to_load(deployment, self._config.engine_settings))
+                loaded = await self._engine.load(self._to_load(deployment))
             if isinstance(loaded, LoadFailed):
                 raise InvalidRequest(loaded.message, param="source", reason="load_failed")
         except (TimeoutError, DeepFlowError) as error:
@@ -122,6 +123,9 @@ class ModelHolder:
         self._member.capabilities.CopyFrom(self._capabilities)
         self._lifecycle.to(types.LIFECYCLE_STATE_READY)
         return self._capabilities
+
+    def _to_load(self, deployment: cluster_pb2.Deployment) -> Load:
+        return to_load(deployment, self._config.engine_settings, self._config.kv_disk_folder)
 
     def _tell_step(self, step: str) -> None:
         """Whoever waits for the model sees how far it is."""
@@ -140,15 +144,6 @@ class ModelHolder:
             return
         self._loading = asyncio.create_task(self._load(self._deployment))
         self._loading.add_done_callback(_log_failure)
-
-
-def _is_same_model(held: cluster_pb2.Deployment, wanted: cluster_pb2.Deployment) -> bool:
-    """Whether a change of the record asks for another load; replicas do not."""
-    return _what_is_loaded(held) == _what_is_loaded(wanted)
-
-
-def _what_is_loaded(it: cluster_pb2.Deployment) -> tuple[str, str, str, str, int, int]:
-    return (it.source, it.device, it.facts.model_revision, it.dtype, it.max_tokens, it.kv_bytes)
 
 
 def _log_failure(task: "asyncio.Task[cluster_pb2.Capabilities]") -> None:

@@ -47,6 +47,7 @@ def to_sampling(wire: types_pb2.SamplingParams) -> SamplingParams:
         prompt_logprobs=given("prompt_logprobs"),
         grammar=to_grammar(wire.grammar),
         grammar_param=wire.grammar.param,
+        grammar_part_params=tuple(wire.grammar.part_params),
     )
 
 
@@ -59,9 +60,21 @@ def to_grammar(wire: types_pb2.Grammar) -> Grammar | None:
     return Grammar(kind, getattr(wire, kind))
 
 
-def to_load(deployment: cluster_pb2.Deployment, settings: dict[str, int]) -> Load:
+def to_load(
+    deployment: cluster_pb2.Deployment, settings: dict[str, int], kv_disk_folder: str = ""
+) -> Load:
     """`settings` are this task executor's own; what the deployment says of the same goes first."""
-    said = {"max_tokens": deployment.max_tokens, "kv_bytes": deployment.kv_bytes}
+    engine = deployment.engine
+    said = {
+        "max_tokens": deployment.max_tokens,
+        "kv_bytes": deployment.kv_bytes,
+        "tpot_ms": engine.tpot_ms,
+        "ttft_ms": engine.ttft_ms,
+        "tensor_parallel": engine.tensor_parallel,
+        "pipeline_parallel": engine.pipeline_parallel,
+        "kv_dram_bytes": engine.kv_dram_bytes,
+        "kv_disk_bytes": engine.kv_disk_bytes,
+    }
     asked = {name: value for name, value in said.items() if value}
     if "kv_bytes" in asked:
         settings = {name: value for name, value in settings.items() if name != "kv_blocks"}
@@ -72,6 +85,8 @@ def to_load(deployment: cluster_pb2.Deployment, settings: dict[str, int]) -> Loa
         model_revision=deployment.facts.model_revision,
         settings=settings | asked,
         dtype=deployment.dtype,
+        policy=engine.policy,
+        kv_disk_folder=kv_disk_folder,
     )
 
 
@@ -89,6 +104,9 @@ def to_capabilities(
         kv_bytes=loaded.kv_bytes,
         model_revision=loaded.model_revision,
         kv_layout=loaded.kv_layout,
+        max_step_tokens=loaded.max_step_tokens,
+        tensor_parallel=loaded.tensor_parallel,
+        pipeline_parallel=loaded.pipeline_parallel,
         step_seconds=step_seconds,
     )
 

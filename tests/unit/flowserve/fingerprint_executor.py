@@ -79,6 +79,7 @@ class FingerprintExecutor:
         assert state.computed == len(state.token_ids)
         if state.token_ids[-1] == POISON:
             result.failures[row] = "poisoned"
+            state.token_ids.append(0)  # a step planned before anyone knew must still run
             return
         token = _draw([self._read(state, position) for position in range(state.computed)])
         state.token_ids.append(token)

@@ -1,11 +1,12 @@
 """A scheduler and a fingerprint executor, driven by hand and checked after every step."""
 
+from collections import deque
 from typing import Any
 
 from deepflow.core.sampling import SamplingParams
 from services.task_executor.flowserve.config import EngineConfig
 from services.task_executor.flowserve.messages import Finished, StepOutput, Submit
-from services.task_executor.flowserve.plan import StepPlan
+from services.task_executor.flowserve.plan import StepPlan, StepResult
 from services.task_executor.flowserve.rtc.cache import RelationalTensorCache
 from services.task_executor.flowserve.scheduler.scheduler import Scheduler
 from tests.unit.flowserve.fingerprint_executor import (
@@ -14,6 +15,7 @@ from tests.unit.flowserve.fingerprint_executor import (
     DeviceFault,
     FingerprintExecutor,
 )
+from tests.unit.flowserve.fingerprint_mover import FingerprintMover
 
 
 def make_config(**changes: int) -> EngineConfig:
@@ -30,13 +32,32 @@ def make_config(**changes: int) -> EngineConfig:
 
 
 class Harness:
-    def __init__(self, config: EngineConfig | None = None) -> None:
+    """`depth`: how many steps are under way before the oldest is answered.
+
+    A late one runs each step only when it is answered, as late as a device could. Where the config
+    has tiers, copies end when `mover` is told so.
+    """
+
+    def __init__(
+        self, config: EngineConfig | None = None, depth: int = 1, *, is_late: bool = False
+    ) -> None:
+        self.depth = depth
+        self.is_late = is_late
+        self.copies_beside = 0  # that end before the steps under way are answered
+        self.under_way: deque[StepPlan | StepResult | DeviceFault] = deque()
         self.config = config or make_config()
-        self.cache = RelationalTensorCache(self.config.kv_blocks, self.config.block_size)
+        self.cache = RelationalTensorCache(
+            self.config.kv_blocks,
+            self.config.block_size,
+            dram_blocks=self.config.kv_dram_blocks,
+            disk_blocks=self.config.kv_disk_blocks,
+        )
         self.scheduler = Scheduler(self.config, self.cache)
         self.executor = FingerprintExecutor(self.config.kv_blocks, self.config.block_size)
+        self.mover = FingerprintMover(self.executor.cells, self.config)
         self.submitted: dict[int, Submit] = {}
         self.answers: dict[int, list[int]] = {}
+        self.disturbed: set[int] = set()  # a step failed while they were here
         self.finished: dict[int, Finished] = {}
         self.accepted: list[int] = []
         self.started: dict[int, int] = {}  # cached tokens by handle
@@ -72,14 +93,33 @@ class Harness:
 
     def step(self) -> StepPlan | None:
         """One step and everything that must hold after it; answers the plan."""
+        self.scheduler.finish_copies(self.mover.take_done())
         plan = self.scheduler.plan()
+        self.mover.submit(self.scheduler.take_copies())
+        self.mover.finish(self.copies_beside)
         if plan is not None:
             assert plan.num_tokens <= self.config.max_step_tokens
             assert len(set(plan.rows)) == len(plan.rows)
-            self._run(plan)
+            self._launch(plan)
+        if len(self.under_way) == self.depth or plan is None:
+            self.land()
         self.collect()
         self.scheduler.check()
         return plan
+
+    def land(self) -> None:
+        """Answer the oldest step under way, if there is one."""
+        if not self.under_way:
+            return
+        result = self.under_way.popleft()
+        if isinstance(result, StepPlan):
+            result = self._run(result)
+        if isinstance(result, DeviceFault):
+            self.under_way.clear()
+            self.disturbed.update(self.submitted)
+            self.scheduler.fail_flights(str(result))
+        else:
+            self.scheduler.apply(result)
 
     def collect(self) -> StepOutput | None:
         output = self.scheduler.take_output()
@@ -110,20 +150,28 @@ class Harness:
             for handle, message in self.submitted.items()
             if handle not in self.finished
         )
+        bound = self.depth * (bound + 1)
+        if self.cache.has_tiers:  # whoever waits for a copy may do so every time that he comes in
+            bound = 3 * bound + 100
         while self.scheduler.has_work:
+            self.mover.finish()
             self.step()
             steps += 1
             assert steps <= bound, "somebody starves"
         self.collect()
         return steps
 
-    def _run(self, plan: StepPlan) -> None:
+    def _launch(self, plan: StepPlan) -> None:
+        """What runs behind a failed step is void, whatever it does there."""
+        if any(isinstance(it, DeviceFault) for it in self.under_way):
+            return
+        self.under_way.append(plan if self.is_late else self._run(plan))
+
+    def _run(self, plan: StepPlan) -> StepResult | DeviceFault:
         try:
-            result = self.executor.execute(plan)
+            return self.executor.execute(plan)
         except DeviceFault as fault:
-            self.scheduler.fail_step(str(fault))
-        else:
-            self.scheduler.apply(result)
+            return fault
 
     def _take_tokens(self, output: StepOutput) -> None:
         columns = zip(output.handles, output.first_indexes, output.token_ids, strict=True)

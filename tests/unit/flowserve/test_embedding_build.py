@@ -19,7 +19,7 @@ from tests.unit.common.encoder_folders import write_encoder
         ({"device": "emulated:zero"}, "needs a real device"),
         ({"device": "abacus"}, "unknown device 'abacus'"),
         ({"dtype": "bfloat16"}, "dtype 'bfloat16' is not supported for embeddings"),
-        ({"settings": {"max_tokens": 41}}, "at most 40"),
+        ({"settings": {"max_tokens": 41}}, "context holds 40"),
         ({"settings": {"kv_bytes": 9}}, "unknown settings: kv_bytes"),
         ({}, "no safetensors file"),
     ],

@@ -11,7 +11,8 @@ from services.task_executor.flowserve.embedding.config import (
     EmbeddingConfig,
     read_config,
 )
-from services.task_executor.flowserve.embedding.master import MAX_FAILED_STEPS, EmbeddingMaster
+from services.task_executor.flowserve.embedding.master import EmbeddingMaster
+from services.task_executor.flowserve.failed_steps import MAX_FAILED_STEPS
 from services.task_executor.flowserve.messages import Cancel, Finished, StepOutput, Submit
 from services.task_executor.flowserve.step_clock import StepClock
 from tests.unit.common.encoder_folders import encoder_spec
@@ -143,7 +144,7 @@ def test_settings_are_checked_and_vectors_of_a_step_fit_one_record() -> None:
     assert config.max_sequences * 64 * 4 == STEP_BYTES_MAX
     assert (config.max_tokens, config.kv_blocks) == (30, 0)
     for given, says in (
-        ({"max_tokens": 31}, "at most 30"),
+        ({"max_tokens": 31}, "context holds 30"),
         ({"max_waiting": 0}, "must be positive"),
         ({"beams": 2}, "unknown settings: beams"),
     ):

@@ -85,6 +85,7 @@ def test_a_text_longer_than_a_step_runs_alone() -> None:
         (Submit(1, [3, 50], NOTHING, embed=True), "token id 50 is not in the vocabulary of 50"),
         (Submit(1, [3, -1], NOTHING, embed=True), "token id -1"),
         (submit(1, embed=False), "generates no text"),
+        (Submit(1, [3], NOTHING, embed=True, context_id="manual"), "keeps no contexts"),
     ],
 )
 def test_what_cannot_be_run_is_refused(message: Submit, says: str) -> None:

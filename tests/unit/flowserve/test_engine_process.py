@@ -15,7 +15,12 @@ import pytest
 from deepflow.core.sampling import SamplingParams
 from services.task_executor.flowserve.messages import (
     Cancel,
+    ContextAnswer,
+    ContextRequest,
+    DropContext,
     FromEngine,
+    KeepContext,
+    ListContexts,
     Load,
     Loaded,
     LoadFailed,
@@ -215,3 +220,31 @@ def test_it_ends_with_its_parent() -> None:
     assert select.select([read_end], [], [], TIMEOUT_SECONDS)[0], "the engine lives on"
     assert os.read(read_end, 1) == b""
     os.close(read_end)
+
+
+def ask(engine: Engine, message: ContextRequest) -> ContextAnswer:
+    engine.send(message)
+    while True:
+        output = engine.receive()
+        assert isinstance(output, StepOutput) and not output.finished
+        if output.contexts:
+            (answer,) = output.contexts
+            assert answer.handle == message.handle
+            return answer
+
+
+def test_contexts_are_kept_used_and_dropped_over_the_ring(engine: Engine, model: Path) -> None:
+    assert "no model" in ask(engine, ListContexts(1)).message
+    engine.load(model)
+    tokens = list(range(3, 43))
+    (kept,) = ask(engine, KeepContext(2, "manual", tokens, 60.0, b"tenant")).contexts
+    assert (kept.context_id, kept.num_tokens) == ("manual", 40) and kept.bytes_used > 0
+    sampling = SamplingParams(4, temperature=0.0, ignore_eos=True)
+    engine.send(Submit(3, [5], sampling, cache_salt=b"tenant", context_id="manual"))
+    by_name = engine.receive_steps(3)
+    assert by_name[-1].finished[0].cached_tokens == 32
+    engine.send(Submit(4, [*tokens, 5], sampling, cache_salt=b"tenant"))
+    assert tokens_of(engine.receive_steps(4), 4) == tokens_of(by_name, 3)
+    assert [it.context_id for it in ask(engine, ListContexts(5, b"tenant")).contexts] == ["manual"]
+    assert not ask(engine, DropContext(6, "manual", b"tenant")).message
+    assert ask(engine, ListContexts(7, b"tenant")).contexts == []

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,7 @@ def make_load(folder: Path, device: str = "emulated:zero", **settings: int) -> L
 
 def test_an_emulated_device_needs_only_a_config(tmp_path: Path) -> None:
     steps = Steps()
-    config, executor, _ = build_executor(make_load(write_config(tmp_path)), steps)
+    config, executor, *_ = build_executor(make_load(write_config(tmp_path)), steps)
     assert steps.names == ["read_config", "allocate_kv", "warm_up"]
     assert isinstance(executor, EmulatedExecutor)
     assert (config.block_size, config.max_sequences, config.max_step_tokens) == (16, 256, 8192)
@@ -44,7 +45,7 @@ def test_an_emulated_device_needs_only_a_config(tmp_path: Path) -> None:
 
 
 def test_warm_up_leaves_every_row_free(tmp_path: Path) -> None:
-    _, executor, _ = build_executor(make_load(write_config(tmp_path)), Steps())
+    _, executor, *_ = build_executor(make_load(write_config(tmp_path)), Steps())
     driver = PlanDriver(executor)
     driven = driver.admit(0, [1, 2, 3], [1])
     driver.prefill(0)
@@ -76,7 +77,7 @@ def test_blocks_are_capped_where_the_context_is_long(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("device", "settings", "message"),
     [
-        ("gpu", {}, "unknown device 'gpu'; known: cpu, emulated:zero, emulated:ascend-910b"),
+        ("gpu", {}, "unknown device 'gpu'; known: cpu, npu, emulated:zero, emulated:ascend-910b"),
         ("emulated:zero", {"blocks": 3}, "unknown settings: blocks; known: block_size"),
         ("emulated:zero", {"max_sequences": 0}, "max_sequences must be positive, not 0"),
         ("emulated:zero", {"max_tokens": 513}, "max_tokens is 513, but .* holds 512"),
@@ -125,8 +126,34 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
         build_executor(make_load(folder, "cpu"), Steps())
 
 
+def test_a_load_that_fails_leaves_neither_a_descriptor_nor_a_thread(tmp_path: Path) -> None:
+    load = make_load(write_config(tmp_path), "cpu")
+
+    class WarmUpFails(Steps):
+        @contextmanager
+        def __call__(self, name: str) -> Iterator[None]:
+            if name == "warm_up":
+                raise RuntimeError("the device is broken")
+            yield
+
+    with pytest.raises(ValueError, match="no safetensors file"):
+        build_executor(load, Steps())  # whatever a first load leaves behind for good
+    before = eventfds(), threading.active_count()
+    with pytest.raises(ValueError, match="no safetensors file"):
+        build_executor(load, Steps())
+    with pytest.raises(RuntimeError, match="the device is broken"):
+        build_executor(replace(load, device="emulated:zero"), WarmUpFails())
+    assert (eventfds(), threading.active_count()) == before
+
+
+def eventfds() -> int:
+    links = (str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink())
+    return sum("[eventfd]" in link for link in links)
+
+
 def test_all_devices_have_their_names() -> None:
-    assert DEVICES.names() == ["cpu", "emulated:zero", "emulated:ascend-910b", "emulated:h200"]
+    emulated = ["emulated:zero", "emulated:ascend-910b", "emulated:h200"]
+    assert DEVICES.names() == ["cpu", "npu", *emulated]
     assert DEVICES.names() == list(DEVICE_DTYPES)
 
 

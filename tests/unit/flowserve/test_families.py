@@ -16,6 +16,7 @@ from deepflow.core.families import FAMILIES
 from deepflow.core.model_folder import ModelFolderError
 from deepflow.core.model_spec import ModelSpec, count_parameters
 from deepflow.core.rope_spec import RopeSpec
+from services.task_executor.devices.cpu.device import CpuDevice
 from services.task_executor.flowserve.layers.rotary import Rotary, inverse_frequencies
 from tests.unit.flowserve.model_specs import write_config
 
@@ -243,8 +244,8 @@ def test_scaled_ropes_stretch_the_context(tmp_path: Path) -> None:
 
 
 def test_the_attention_factor_scales_cosines_and_sines() -> None:
-    positions, device = torch.tensor([0, 3]), torch.device("cpu")
-    plain = Rotary(RopeSpec(), 8, device).angles(positions, torch.float32)
-    scaled = Rotary(RopeSpec(attention_factor=1.5), 8, device).angles(positions, torch.float32)
+    positions, device = torch.tensor([0, 3]), CpuDevice()
+    plain = Rotary(RopeSpec(), 8, device).angles(positions)
+    scaled = Rotary(RopeSpec(attention_factor=1.5), 8, device).angles(positions)
     for one, other in zip(plain, scaled, strict=True):
         assert torch.allclose(one * 1.5, other)

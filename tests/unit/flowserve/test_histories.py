@@ -13,20 +13,14 @@ tails = st.lists(st.integers(1, 3), min_size=1, max_size=9)
 prompts = st.builds(lambda opening, tail: opening + tail, st.sampled_from(OPENINGS), tails)
 
 
-class Histories(RuleBasedStateMachine):
-    @initialize(
-        kv_blocks=st.integers(11, 30),
-        max_sequences=st.integers(1, 5),
-        spare_tokens=st.integers(0, 12),
-    )
-    def start(self, kv_blocks: int, max_sequences: int, spare_tokens: int) -> None:
-        config = make_config(
-            kv_blocks=kv_blocks,
-            max_sequences=max_sequences,
-            max_step_tokens=max_sequences + spare_tokens,
-        )
-        self.harness = Harness(config)
-        self.disturbed: set[int] = set()  # may end before their time
+class EngineHistories(RuleBasedStateMachine):
+    """Begin with a harness; this says what may happen to it and what must hold."""
+
+    harness: Harness
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cancelled: set[int] = set()  # may end before their time
         self.expected: dict[int, list[int]] = {}
 
     @rule(
@@ -82,17 +76,15 @@ class Histories(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         handles = st.lists(st.sampled_from(sorted(self.harness.submitted)), max_size=3)
         cancelled = data.draw(handles)
-        self.disturbed.update(cancelled)
+        self.cancelled.update(cancelled)
         self.harness.scheduler.cancel(cancelled)
         self.harness.scheduler.check()
 
     @rule(moment=st.sampled_from(["before", "after"]))
     def fail_step(self, moment: str) -> None:
         self.harness.executor.fault = moment
-        plan = self.harness.step()
+        self.harness.step()
         self.harness.executor.fault = ""
-        if plan is not None:
-            self.disturbed.update(self.harness.submitted)
 
     @invariant()
     def answers_are_those_given_alone(self) -> None:
@@ -103,7 +95,7 @@ class Histories(RuleBasedStateMachine):
             finished = self.harness.finished.get(handle)
             if finished and message.prompt_token_ids[-1] == POISON:
                 assert finished.reason in ("error", "cancelled")
-            elif finished and handle not in self.disturbed:
+            elif finished and handle not in self.cancelled | self.harness.disturbed:
                 assert answer == expected and finished.reason in ("stop", "length")
                 self._require_details(handle)
             if finished:
@@ -135,6 +127,22 @@ class Histories(RuleBasedStateMachine):
             max_tokens = min(sampling.max_tokens, self.harness.config.max_tokens - len(prompt))
             self.expected[handle] = answer_alone(prompt, max_tokens, ignore_eos=sampling.ignore_eos)
         return self.expected[handle]
+
+
+class Histories(EngineHistories):
+    @initialize(
+        kv_blocks=st.integers(11, 30),
+        max_sequences=st.integers(1, 5),
+        spare_tokens=st.integers(0, 12),
+        depth=st.integers(1, 2),
+    )
+    def start(self, kv_blocks: int, max_sequences: int, spare_tokens: int, depth: int) -> None:
+        config = make_config(
+            kv_blocks=kv_blocks,
+            max_sequences=max_sequences,
+            max_step_tokens=max_sequences + spare_tokens,
+        )
+        self.harness = Harness(config, depth)
 
 
 TestHistories = Histories.TestCase

@@ -2,7 +2,8 @@ import pytest
 
 from deepflow.core.sampling import SamplingParams
 from services.task_executor.flowserve.engine import FlowServe, GenerationError
-from services.task_executor.flowserve.master import MAX_FAILED_STEPS, Master
+from services.task_executor.flowserve.failed_steps import MAX_FAILED_STEPS
+from services.task_executor.flowserve.master import Master
 from services.task_executor.flowserve.messages import Cancel, Submit
 from services.task_executor.flowserve.plan import StepPlan, StepResult
 from services.task_executor.flowserve.ring import Ring

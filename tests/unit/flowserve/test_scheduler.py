@@ -1,5 +1,6 @@
 from typing import Any
 
+import msgspec
 import pytest
 
 from deepflow.core.sampling import SamplingParams
@@ -7,7 +8,7 @@ from services.task_executor.flowserve.messages import Submit
 from services.task_executor.flowserve.plan import StepPlan, StepResult
 from services.task_executor.flowserve.rtc.cache import RelationalTensorCache
 from services.task_executor.flowserve.scheduler.answers import StepResultError
-from services.task_executor.flowserve.scheduler.policy import make_policy
+from services.task_executor.flowserve.scheduler.policies import make_policy
 from services.task_executor.flowserve.scheduler.scheduler import Scheduler
 from tests.unit.flowserve.fingerprint_executor import EOS, POISON, VOCAB_SIZE, answer_alone
 from tests.unit.flowserve.harness import Harness, make_config
@@ -264,7 +265,7 @@ def test_an_answer_that_does_not_fit_the_plan_changes_nothing(result: StepResult
     scheduler.plan()
     with pytest.raises(StepResultError, match="step 1 asked for tokens of rows \\[0\\]"):
         scheduler.apply(result)
-    scheduler.fail_step("bad answer")
+    scheduler.fail_flights("bad answer")
     assert not scheduler.has_work
     scheduler.check()
 
@@ -283,5 +284,7 @@ def test_a_chunk_can_fail_too() -> None:
 
 
 def test_an_unknown_policy_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="policy is 'magic', but must be one of: fcfs"):
-        make_policy("magic")
+    config = msgspec.structs.replace(make_config(), policy="magic")
+    known = "policy is 'magic', but must be one of: fcfs, priority, slo"
+    with pytest.raises(ValueError, match=known):
+        make_policy(config)

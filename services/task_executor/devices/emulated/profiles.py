@@ -17,6 +17,8 @@ class AcceleratorProfile:
     bytes_per_second: float
     launch_seconds: float  # host and launch overhead of one step
     block_size: int
+    # Bytes a second between its memory and the host's, each way: PCIe 5.0 of 16 lanes.
+    link_rate: float = float("inf")
 
     @property
     def is_instant(self) -> bool:
@@ -34,8 +36,9 @@ class StepWork:
 
 
 ZERO = AcceleratorProfile("zero", float("inf"), float("inf"), 0.0, block_size=16)
-ASCEND_910B = AcceleratorProfile("ascend-910b", 376e12, 1.6e12, 300e-6, block_size=128)
-H200 = AcceleratorProfile("h200", 989e12, 4.8e12, 200e-6, block_size=16)
+PCIE = 64e9
+ASCEND_910B = AcceleratorProfile("ascend-910b", 376e12, 1.6e12, 300e-6, 128, PCIE)
+H200 = AcceleratorProfile("h200", 989e12, 4.8e12, 200e-6, 16, PCIE)
 
 
 class Roofline:

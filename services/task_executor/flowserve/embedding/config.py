@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from deepflow.core.encoder_spec import EncoderSpec
+from services.task_executor.flowserve.load_settings import check_settings
 
 MAX_SEQUENCES_DEFAULT = 64
 MAX_STEP_TOKENS_DEFAULT = 512
@@ -12,7 +13,8 @@ MAX_WAITING_DEFAULT = 4096
 STEP_BYTES_MAX = 1 << 20
 VALUE_BYTES = 4
 # What a Load may say to any engine. An encoder holds no KV: those are not its settings.
-_KV_SETTINGS = ("block_size", "kv_blocks")
+_KV_SETTINGS = ("block_size", "kv_blocks", "kv_dram_bytes", "kv_disk_bytes")
+_RANK_SETTINGS = ("tensor_parallel", "pipeline_parallel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,24 +32,16 @@ class EmbeddingConfig:
     kv_blocks: int = 0
     model_revision: str = ""
     kv_layout: str = ""
+    tensor_parallel: int = 1  # a text model's ways to be split; an encoder is whole
+    pipeline_parallel: int = 1
 
 
 def read_config(given: dict[str, int], spec: EncoderSpec, *, dtype: str) -> EmbeddingConfig:
     """Raises ValueError, which names the setting and what would be right."""
     known = ("max_tokens", "max_sequences", "max_step_tokens", "max_waiting", "cpu_threads")
-    unknown = sorted(given.keys() - {*known, *_KV_SETTINGS})
-    if unknown:
-        raise ValueError(f"unknown settings: {', '.join(unknown)}; known: {', '.join(known)}")
-    for key, value in given.items():
-        if value < 1:
-            raise ValueError(f"setting {key} must be positive, not {value}")
-    if given.get("max_tokens", 0) > spec.context_length:
-        raise ValueError(
-            f"setting max_tokens is {given['max_tokens']}, "
-            f"but a text of this model holds at most {spec.context_length}"
-        )
+    check_settings(given, known, spec.context_length, ignored=_KV_SETTINGS)
     fit = max(1, STEP_BYTES_MAX // (VALUE_BYTES * spec.embedding_size))
-    own = {field.name for field in fields(EmbeddingConfig)} - set(_KV_SETTINGS)
+    own = {field.name for field in fields(EmbeddingConfig)} - {*_KV_SETTINGS, *_RANK_SETTINGS}
     settings: dict[str, Any] = {key: value for key, value in given.items() if key in own}
     wanted = settings.pop("max_sequences", MAX_SEQUENCES_DEFAULT)
     usual = EmbeddingConfig(

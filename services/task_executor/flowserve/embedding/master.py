@@ -1,12 +1,12 @@
 """The master of an encoder: takes texts in, lets a batch of them run, reports their vectors."""
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from services.task_executor.flowserve.embedding.config import EmbeddingConfig
 from services.task_executor.flowserve.embedding.queue import EmbeddingQueue, Refusal, Waiting
+from services.task_executor.flowserve.failed_steps import FailedSteps
 from services.task_executor.flowserve.messages import (
     Cancel,
     Embedding,
@@ -17,9 +17,6 @@ from services.task_executor.flowserve.messages import (
 from services.task_executor.flowserve.step_clock import StepClock
 from services.task_executor.flowserve.step_timing import StepTimePredictor
 
-log = logging.getLogger(__name__)
-
-MAX_FAILED_STEPS = 3  # in a row; then the device is taken for broken
 NOT_FINITE = "the model's numbers for this input are not finite"
 
 
@@ -30,7 +27,7 @@ class Executor(Protocol):
 
 
 class EmbeddingMaster:
-    """Wears the face of a generator's master: obey, step, has_work, close, config."""
+    """Wears the face of a generator's master."""
 
     def __init__(
         self,
@@ -46,7 +43,7 @@ class EmbeddingMaster:
         self._clock = step_clock
         self._monotonic = monotonic
         self._timing = StepTimePredictor()
-        self._failed_steps = 0
+        self._failed_steps = FailedSteps()
         self._step = 0
         self._seconds = 0.0  # of the last step
         self._accepted: list[int] = []
@@ -56,6 +53,14 @@ class EmbeddingMaster:
     @property
     def has_work(self) -> bool:
         return bool(self._queue or self._has_news)
+
+    @property
+    def seconds_to_next(self) -> float | None:
+        return 0.0 if self.has_work else None
+
+    @property
+    def wake_fds(self) -> list[int]:
+        return []
 
     @property
     def _has_news(self) -> bool:
@@ -91,9 +96,9 @@ class EmbeddingMaster:
         try:
             vectors = self._executor.execute([it.token_ids for it in batch])
         except Exception as error:
-            self._fail(batch, error)
+            self._end(batch, "error", self._failed_steps.failed(error))
         else:
-            self._failed_steps = 0
+            self._failed_steps.succeeded()
             self._timing.observe(num_tokens, self._monotonic() - started)
             self._take_in(batch, vectors)
         finally:
@@ -108,13 +113,6 @@ class EmbeddingMaster:
             else:
                 self._embeddings.append(Embedding(it.handle, vector))
                 self._end([it], "stop")
-
-    def _fail(self, batch: list[Waiting], error: Exception) -> None:
-        self._failed_steps += 1
-        if self._failed_steps >= MAX_FAILED_STEPS:
-            raise error
-        log.exception("a step failed, and its texts with it", exc_info=error)
-        self._end(batch, "error", f"the engine failed: {error}")
 
     def _end(self, texts: list[Waiting], reason: str, message: str = "") -> None:
         for it in texts:

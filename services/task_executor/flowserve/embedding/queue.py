@@ -81,6 +81,8 @@ def find_fault(message: Submit, config: EmbeddingConfig) -> str:
     token_ids = message.prompt_token_ids
     if not message.embed:
         return "this model makes embeddings and generates no text; ask for embeddings"
+    if message.context_id:
+        return "a model that makes embeddings keeps no contexts"
     if not token_ids:
         return "the input is empty, but must hold at least one token"
     if len(token_ids) > config.max_tokens:

@@ -1,7 +1,9 @@
 """How many sequences, tokens and blocks an engine takes: settings first, then what fits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from deepflow.core.devices import INT8
+from deepflow.core.engine_policies import POLICIES
 from deepflow.core.model_spec import DTYPE_BYTES, ModelSpec, model_revision
 from deepflow.core.sizes import MIB, format_bytes
 from services.task_executor.flowserve.config import EngineConfig
@@ -12,7 +14,10 @@ from services.task_executor.flowserve.executor.memory import (
     MemoryPlan,
     blocks_for,
 )
+from services.task_executor.flowserve.executor.weight_size import weight_bytes
+from services.task_executor.flowserve.load_settings import check_settings
 from services.task_executor.flowserve.messages import Load
+from services.task_executor.flowserve.tiers.build import count_blocks, disk_block_bytes
 
 MAX_WAITING_DEFAULT = 4096
 KV_LAYOUT = "blocks-tokens-heads-dim"
@@ -33,10 +38,13 @@ LOAD_COPIES = 2
 class Defaults:
     max_sequences: int
     max_step_tokens: int
+    steps_in_flight: int
 
 
-TORCH_DEFAULTS = Defaults(max_sequences=64, max_step_tokens=512)
-EMULATED_DEFAULTS = Defaults(max_sequences=256, max_step_tokens=8192)
+TORCH_DEFAULTS = Defaults(max_sequences=64, max_step_tokens=512, steps_in_flight=1)
+EMULATED_DEFAULTS = Defaults(max_sequences=256, max_step_tokens=8192, steps_in_flight=2)
+# There is no step to plan beside.
+INSTANT_DEFAULTS = replace(EMULATED_DEFAULTS, steps_in_flight=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,29 +58,27 @@ class Settings:
     max_waiting: int = MAX_WAITING_DEFAULT
     kv_blocks: int | None = None
     kv_bytes: int | None = None
+    kv_dram_bytes: int = 0
+    kv_disk_bytes: int = 0
     cpu_threads: int | None = None
+    steps_in_flight: int = 1
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    tpot_ms: int = 0
+    ttft_ms: int = 0
 
     @classmethod
     def read(
         cls, given: dict[str, int], spec: ModelSpec, defaults: Defaults, block_size: int
     ) -> "Settings":
-        unknown = sorted(given.keys() - cls.__dataclass_fields__.keys())
-        if unknown:
-            known = ", ".join(cls.__dataclass_fields__)
-            raise ValueError(f"unknown settings: {', '.join(unknown)}; known: {known}")
-        for key, value in given.items():
-            if value < 1:
-                raise ValueError(f"setting {key} must be positive, not {value}")
-        if given.get("max_tokens", 0) > spec.context_length:
-            raise ValueError(
-                f"setting max_tokens is {given['max_tokens']}, "
-                f"but the model's context holds {spec.context_length}"
-            )
+        check_settings(given, tuple(cls.__dataclass_fields__), spec.context_length)
         if given.get("max_tokens") == 1:
             raise ValueError("setting max_tokens is 1, but must be 2 or more: a prompt, an answer")
         usual = {
             "block_size": block_size,
             "max_sequences": defaults.max_sequences,
+            # Every stage has a step of its own.
+            "steps_in_flight": max(defaults.steps_in_flight, given.get("pipeline_parallel", 1)),
             # Every row runs one token a step, so that none stands still.
             "max_step_tokens": max(
                 defaults.max_step_tokens, given.get("max_sequences", defaults.max_sequences)
@@ -81,13 +87,19 @@ class Settings:
         return cls(**(usual | given))
 
 
-def footprint(spec: ModelSpec, dtype: str, settings: Settings) -> Footprint:
-    """What the model takes on a device that packs its linears and gathers KV to attend."""
-    size = DTYPE_BYTES[dtype]
-    token = spec.kv_bytes_per_token(dtype)
+def footprint(
+    spec: ModelSpec, dtype: str, settings: Settings, float_dtype: str = "float32"
+) -> Footprint:
+    """What the model takes on a device that packs its linears and gathers KV to attend.
+
+    `float_dtype`: of activations and KV where the weights are int8.
+    """
+    computed = float_dtype if dtype == INT8 else dtype
+    size = DTYPE_BYTES[computed]
+    token = spec.kv_bytes_per_token(computed)
     return Footprint(
         dtype=dtype,
-        weight_bytes=spec.weight_bytes(dtype),
+        weight_bytes=weight_bytes(spec, dtype, float_dtype),
         working_bytes=LIBRARY_BYTES
         + max(_step_bytes(spec, size, settings), _load_bytes(spec, size)),
         block_bytes=token * settings.block_size,
@@ -97,7 +109,8 @@ def footprint(spec: ModelSpec, dtype: str, settings: Settings) -> Footprint:
 
 def _step_bytes(spec: ModelSpec, size: int, settings: Settings) -> int:
     """Activations of the largest step, and the logits of a full batch or of a scored slice."""
-    width = 6 * spec.hidden_size + 3 * spec.intermediate_size + 2 * (spec.q_size + spec.kv_size)
+    # One copy of the widest more than fp32 needs: what int8 linears quantise from.
+    width = 6 * spec.hidden_size + 4 * spec.intermediate_size + 2 * (spec.q_size + spec.kv_size)
     rows = max(settings.max_sequences, SCORED_POSITIONS)
     logits = rows * spec.vocab_size * 4 * LOGITS_COPIES
     return settings.max_step_tokens * width * size + logits
@@ -108,9 +121,11 @@ def _load_bytes(spec: ModelSpec, size: int) -> int:
     return LOAD_COPIES * largest * size
 
 
-def memory_demand(spec: ModelSpec, dtypes: tuple[str, ...], settings: Settings) -> Demand:
+def memory_demand(
+    spec: ModelSpec, dtypes: tuple[str, ...], settings: Settings, float_dtype: str = "float32"
+) -> Demand:
     """`dtypes`: the one asked for, then what else the device computes in."""
-    asked, *others = (footprint(spec, dtype, settings) for dtype in dtypes)
+    asked, *others = (footprint(spec, dtype, settings, float_dtype) for dtype in dtypes)
     return Demand(
         footprint=asked,
         context_length=spec.context_length,
@@ -159,6 +174,7 @@ def choose_dtype(asked: str, best: str, known: tuple[str, ...], device: str) -> 
 def decide_config(
     load: Load, spec: ModelSpec, settings: Settings, plan: MemoryPlan, *, dtype: str, layout: str
 ) -> EngineConfig:
+    block_bytes = plan.kv_bytes // plan.kv_blocks
     return EngineConfig(
         block_size=settings.block_size,
         kv_blocks=plan.kv_blocks,
@@ -167,6 +183,16 @@ def decide_config(
         max_sequences=settings.max_sequences,
         max_step_tokens=settings.max_step_tokens,
         max_waiting=settings.max_waiting,
+        steps_in_flight=settings.steps_in_flight,
+        tensor_parallel=settings.tensor_parallel,
+        pipeline_parallel=settings.pipeline_parallel,
+        policy=load.policy or POLICIES[0],
+        kv_dram_blocks=count_blocks("kv_dram_bytes", settings.kv_dram_bytes, block_bytes),
+        kv_disk_blocks=count_blocks(
+            "kv_disk_bytes", settings.kv_disk_bytes, disk_block_bytes(block_bytes)
+        ),
+        tpot_seconds=settings.tpot_ms / 1000,
+        ttft_seconds=settings.ttft_ms / 1000,
         eos_token_ids=spec.eos_token_ids,
         model_revision=load.model_revision or model_revision(load.source),
         kv_dtype=dtype,

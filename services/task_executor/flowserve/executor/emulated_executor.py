@@ -46,15 +46,15 @@ class EmulatedExecutor:
         return self._cache
 
     def execute(self, plan: StepPlan) -> StepResult:
-        began = time.perf_counter()
+        began = time.monotonic()
         self._rows.update(plan, self._matchers)
-        result = StepResult(plan.step, [], [], [])
+        result = StepResult(plan.step, [], [], [], began=began)
         if plan.rows:
             batch = self._rows.lay_out(plan)
             self._cache.write(batch.slots, batch.token_ids, batch.positions)
             self._sample(plan, batch, result)
             self._wait(began, plan, batch)
-        result.seconds = time.perf_counter() - began
+        result.seconds = time.monotonic() - began
         return result
 
     def close(self) -> None:
@@ -108,7 +108,7 @@ class EmulatedExecutor:
         if self._roofline is None:
             return
         seconds = self._roofline.step_seconds(_work_of(plan, batch))
-        remaining = began + seconds - time.perf_counter()
+        remaining = began + seconds - time.monotonic()
         if remaining > 0:
             time.sleep(remaining)  # this is the device at work
 

@@ -1,6 +1,7 @@
 """Log probabilities of prompt tokens, from the hidden states of the chunk before each of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,21 +25,49 @@ def score_prompts(
 
     Scores that are not finite stand in it as they are: see `is_finite`.
     """
+    reports = []
+    for span in _spans(table, batch):
+        first, end = span.start + 1, span.start + 1 + span.count
+        targets = table.token_ids[span.row, first:end].astype(np.int64)
+        scores = _score(span.of(hidden), targets, span.alternatives, to_logits)
+        reports.append(PromptLogprobs(span.row, first, *scores))
+    return reports
+
+
+def follow_scores(
+    table: RowTable, batch: StepBatch, hidden: torch.Tensor, to_logits: ToLogits
+) -> None:
+    """On a rank that holds a part of the head: what another one scores, in the same slices."""
+    for span in _spans(table, batch):
+        for part in torch.split(span.of(hidden), SLICE):
+            to_logits(part)
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Tokens of a prompt in this step, each of which says something about the next."""
+
+    row: int
+    start: int  # in the sequence
+    first: int  # in the step
+    count: int
+    alternatives: int
+
+    def of(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden[self.first : self.first + self.count]
+
+
+def _spans(table: RowTable, batch: StepBatch) -> Iterator[_Span]:
     wanted = table.sampling.prompt_alternatives[batch.rows]
     if (wanted < 0).all():
-        return []
+        return
     firsts = batch.counts.cumsum() - batch.counts
-    reports = []
     for entry in np.flatnonzero(wanted >= 0):
         row, start = int(batch.rows[entry]), int(batch.starts[entry])
         last = int(table.sampling.prompt_lengths[row]) - 1
         count = min(int(batch.counts[entry]), last - start)
         if count > 0:
-            first = int(firsts[entry])
-            targets = table.token_ids[row, start + 1 : start + 1 + count].astype(np.int64)
-            scores = _score(hidden[first : first + count], targets, int(wanted[entry]), to_logits)
-            reports.append(PromptLogprobs(row, start + 1, *scores))
-    return reports
+            yield _Span(row, start, int(firsts[entry]), count, int(wanted[entry]))
 
 
 def is_finite(report: PromptLogprobs) -> bool:

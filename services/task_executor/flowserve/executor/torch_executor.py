@@ -1,8 +1,10 @@
 """Runs plans on a device that torch drives: prefill chunks and decodes in one flat forward."""
 
 import time
+from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from deepflow.core.mixing import I64
@@ -19,6 +21,8 @@ from services.task_executor.flowserve.sampling.adjustments import TokenMasks
 from services.task_executor.flowserve.sampling.ranking import Alternatives
 from services.task_executor.flowserve.sampling.sampler import Sampled, sample
 
+# Other ranks that hold the same rows are told (step, rows, tokens) as soon as they are drawn.
+TellDrawn = Callable[[int, SampledRows, npt.NDArray[np.integer]], None]
 NOT_FINITE = "the model gave logits that are not finite"
 
 
@@ -30,20 +34,22 @@ class TorchExecutor:
         kv: list[LayerKv],
         config: EngineConfig,
         matchers: Matchers | None = None,
+        tell_drawn: TellDrawn | None = None,
     ) -> None:
         self._model = model
         self._device = device
         self._kv = kv
         self._matchers = matchers if matchers is not None else NoMatchers()
+        self._tell_drawn = tell_drawn
         self._rows = RowTable(
             config.max_sequences, config.max_tokens, config.block_size, config.eos_token_ids
         )
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
-        began = time.perf_counter()
+        began = time.monotonic()
         self._rows.update(plan, self._matchers)
-        result = StepResult(plan.step, [], [], [])
+        result = StepResult(plan.step, [], [], [], began=began)
         if plan.rows:
             batch = self._rows.lay_out(plan)
             hidden = self._forward(batch)
@@ -55,7 +61,7 @@ class TorchExecutor:
                 self._sample(self._model.logits(hidden[last_tokens]), sampled, result)
             if len(result.prompt_logprobs) < len(reports):
                 result.fail({r.handle: NOT_FINITE for r in reports if not is_finite(r)})
-        result.seconds = time.perf_counter() - began
+        result.seconds = time.monotonic() - began
         return result
 
     def close(self) -> None:
@@ -86,6 +92,8 @@ class TorchExecutor:
         token_ids = drawn.token_ids.cpu().numpy()
         # A failed row goes on with token 0: a plan made before anyone knew must still run.
         self._rows.append(sampled, token_ids)
+        if self._tell_drawn is not None:
+            self._tell_drawn(result.step, sampled, token_ids)
         _report(drawn, sampled.rows, result)
         completed, failures = self._matchers.accept(
             sampled.rows[drawn.is_valid.cpu().numpy()], np.array(result.token_ids, dtype=np.int64)
@@ -102,7 +110,7 @@ class TorchExecutor:
         return TokenMasks(self._to_device(entries), self._to_device(bits))
 
     def _to_device(self, values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values).to(self._device.torch_device)
+        return self._device.to_device(values)
 
 
 def _report(drawn: Sampled, rows: I64, result: StepResult) -> None:

@@ -1,15 +1,9 @@
-"""Which block holds which prefix: one node a full block, found by its chained identity."""
+"""Which prefixes are known: one node a full block, found by its chained identity."""
+
+from collections.abc import Iterator
 
 from services.task_executor.flowserve.rtc.block_chain import BlockChain
-
-
-class PrefixNode:
-    __slots__ = ("block", "content", "identity")
-
-    def __init__(self, identity: bytes, content: bytes, block: int) -> None:
-        self.identity = identity
-        self.content = content
-        self.block = block
+from services.task_executor.flowserve.rtc.node import CacheNode
 
 
 class PrefixIndex:
@@ -21,43 +15,34 @@ class PrefixIndex:
     """
 
     def __init__(self) -> None:
-        self._by_identity: dict[bytes, PrefixNode] = {}
-        self._by_block: dict[int, PrefixNode] = {}
+        self._by_identity: dict[bytes, CacheNode] = {}
 
     def __len__(self) -> int:
         return len(self._by_identity)
 
-    def knows_block(self, block: int) -> bool:
-        return block in self._by_block
+    def __iter__(self) -> Iterator[CacheNode]:
+        return iter(self._by_identity.values())
 
-    def longest_match(self, chain: BlockChain, limit: int) -> list[int]:
-        """The blocks of the longest known prefix, at most `limit` of them.
+    def longest_match(self, chain: BlockChain, limit: int) -> list[CacheNode]:
+        """The longest known prefix, at most `limit` blocks of it.
 
         The tokens are compared at every node, so a colliding or forged identity is only a miss.
         """
-        blocks: list[int] = []
+        nodes: list[CacheNode] = []
         for identity, content in zip(chain.identities[:limit], chain.contents, strict=False):
             node = self._by_identity.get(identity)
             if node is None or node.content != content:
                 break
-            blocks.append(node.block)
-        return blocks
+            nodes.append(node)
+        return nodes
 
-    def add(self, identity: bytes, content: bytes, block: int) -> bool:
-        """False where the identity is known already: the first block that held it stays."""
-        if identity in self._by_identity:
-            return False
-        node = PrefixNode(identity, content, block)
-        self._by_identity[identity] = self._by_block[block] = node
-        return True
+    def get(self, identity: bytes) -> CacheNode | None:
+        return self._by_identity.get(identity)
 
-    def remove_block(self, block: int) -> bytes:
-        """Forget a block; answers the identity it had."""
-        node = self._by_block.pop(block)
+    def add(self, identity: bytes, content: bytes) -> CacheNode:
+        assert identity not in self._by_identity, "an identity is added twice"
+        node = self._by_identity[identity] = CacheNode(identity, content)
+        return node
+
+    def remove(self, node: CacheNode) -> None:
         del self._by_identity[node.identity]
-        return node.identity
-
-    def check(self) -> None:
-        assert len(self._by_block) == len(self._by_identity)
-        for block, node in self._by_block.items():
-            assert node.block == block and self._by_identity[node.identity] is node

@@ -11,6 +11,8 @@ from services.task_executor.flowserve.rtc.block_chain import BlockChain
 Rank: TypeAlias = tuple[int, ...]
 
 NO_ROW = -1
+NO_POPULATE = 0
+NEVER = 1 << 62
 
 
 class Sequence:
@@ -18,14 +20,19 @@ class Sequence:
 
     __slots__ = (
         "arrival",
+        "arrived_seconds",
         "blocks",
         "cached_tokens",
         "capacity",
         "chain",
         "choice_index",
         "computed",
+        "flights",
         "handle",
+        "is_considered",
         "limit",
+        "pending",
+        "populate",
         "preserve_at",
         "priority",
         "prompt_length",
@@ -44,9 +51,15 @@ class Sequence:
     computed: int  # tokens whose KV is computed or being computed
     target: int  # tokens known on admission: where the prefill ends
     preserve_at: int  # computed tokens at which the next block is full
+    is_considered: bool  # it is settled what is fetched for it before it runs
 
     def __init__(
-        self, message: Submit, arrival: int, config: EngineConfig, eos_ids: Set[int]
+        self,
+        message: Submit,
+        arrival: int,
+        config: EngineConfig,
+        eos_ids: Set[int],
+        arrived_seconds: float = 0.0,
     ) -> None:
         self.handle = message.handle
         self.token_ids = message.prompt_token_ids + message.resume_token_ids
@@ -55,6 +68,7 @@ class Sequence:
         self.sampling = message.sampling
         self.priority = message.priority
         self.arrival = arrival
+        self.arrived_seconds = arrived_seconds
         self.rank: Rank = ()
         # The last token is drawn and never fed, so it needs no room in the cache.
         self.limit = min(self.prompt_length + message.sampling.max_tokens, config.max_tokens)
@@ -65,6 +79,9 @@ class Sequence:
         root = config.identity_seed(message.cache_salt).root()
         self.chain = BlockChain(root, config.block_size)
         self.cached_tokens: int | None = None  # of the prompt, when it was first admitted
+        self.flights = 0  # steps under way that run it
+        self.pending = 0  # tokens that those will draw
+        self.populate = NO_POPULATE  # what it waits for
         self.leave_row()
 
     @property
@@ -75,6 +92,11 @@ class Sequence:
     def remaining(self) -> int:
         """Tokens of the prefill that no step has taken up yet."""
         return self.target - self.computed
+
+    @property
+    def ends_by_itself(self) -> bool:
+        """Whatever the steps under way draw, their tokens are its last."""
+        return len(self.token_ids) + self.pending >= self.limit
 
     @property
     def wants_no_answer(self) -> bool:
@@ -123,7 +145,9 @@ class Sequence:
     def leave_row(self) -> None:
         self.row = NO_ROW
         self.blocks = []
-        self.capacity = self.computed = self.target = self.preserve_at = 0
+        self.capacity = self.computed = self.target = 0
+        self.preserve_at = NEVER
+        self.is_considered = False
 
     def ending(self) -> str:
         """Why the last token known ends the answer; empty where it does not."""

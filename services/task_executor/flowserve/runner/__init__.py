@@ -1,0 +1,1 @@
+"""Where the steps run that the master plans."""

@@ -1,0 +1,165 @@
+"""KV that came back from memory and disk is the KV that was computed: answers are transformers'."""
+
+import os
+import random
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from deepflow.core.sampling import SamplingParams
+from deepflow.demo import MODEL_DIR
+from services.task_executor.flowserve.engine import FlowServe, Generation
+from services.task_executor.flowserve.messages import Load
+from services.task_executor.flowserve.rtc.copies import Tier
+from services.task_executor.flowserve.scheduler.prefetch import ALWAYS
+from tests.integration.checkpoints import Checkpoint
+
+PREFIX_TOKENS = 64
+TOKENS = 8
+SAMPLING = SamplingParams(TOKENS, temperature=0.0, logprobs=0, ignore_eos=True)
+MIB = 1 << 20
+TIERS = {
+    "dram": {"kv_dram_bytes": 4 * MIB},
+    "disk": {"kv_disk_bytes": 4 * MIB},
+}
+SHAPES = ["llama: plain", "qwen3: biases, yarn rope with every number"]
+
+
+@contextmanager
+def engine(
+    folder: Path, disk: Path | None, settings: dict[str, int], device: str = "cpu"
+) -> Iterator[FlowServe]:
+    usual = {"kv_blocks": 12, "max_tokens": 128, "max_sequences": 4, "block_size": 16}
+    if device == "cpu":
+        usual["cpu_threads"] = 1
+    load = Load("t", str(folder), device, "r1", usual | settings, kv_disk_folder=str(disk or ""))
+    with FlowServe.loaded(load) as engine:
+        engine._master.prefetch.choice = ALWAYS
+        yield engine
+
+
+def ask(engine: FlowServe, prompt: list[int], sampling: SamplingParams = SAMPLING) -> Generation:
+    (answer,) = engine.generate([prompt], sampling)
+    assert not answer.message
+    return answer
+
+
+def crowd_out(engine: FlowServe, vocabulary: int) -> None:
+    """Enough of other prompts that nothing of before is left on the device."""
+    draw = random.Random(7)
+    for _ in range(6):
+        ask(engine, [draw.randrange(3, vocabulary) for _ in range(PREFIX_TOKENS + 5)])
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("steps_in_flight", [1, 2])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_prefix_hits_from_each_tier_answer_as_transformers_does(
+    tmp_path: Path, shape: str, tier: str, steps_in_flight: int
+) -> None:
+    checkpoint = Checkpoint(tmp_path / "model", shape)
+    prefix = checkpoint.prompt(PREFIX_TOKENS, seed=1)
+    settings = {"steps_in_flight": steps_in_flight, **TIERS[tier]}
+    with engine(tmp_path / "model", tmp_path / "kv", settings) as flow:
+        ask(flow, [*prefix, 5])
+        for last in (6, 7):
+            crowd_out(flow, checkpoint.vocab_size)
+            answer = ask(flow, [*prefix, last])
+            reference = checkpoint.greedy([*prefix, last], TOKENS)
+            assert answer.cached_tokens == PREFIX_TOKENS
+            assert answer.token_ids == reference.token_ids
+            assert answer.logprobs == pytest.approx(reference.logprobs, abs=1e-4)
+        assert flow._master.prefetch.decisions["fetch"] >= 2
+    assert not list((tmp_path / "kv").glob("life-*"))
+
+
+def test_damaged_files_are_misses_and_never_wrong_answers(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "model", "llama: plain")
+    prefix = checkpoint.prompt(PREFIX_TOKENS, seed=1)
+    reference = checkpoint.greedy([*prefix, 6], TOKENS)
+    with engine(tmp_path / "model", tmp_path / "kv", TIERS["disk"]) as flow:
+        ask(flow, [*prefix, 5])
+        crowd_out(flow, checkpoint.vocab_size)
+        for number, file in enumerate((tmp_path / "kv").glob("*/*.kv")):
+            content = bytearray(file.read_bytes())
+            content[-1 - number] ^= 0xFF
+            file.write_bytes(content[: -1 if number % 2 else None])
+        answer = ask(flow, [*prefix, 6])
+        assert answer.cached_tokens == 0 and answer.token_ids == reference.token_ids
+        crowd_out(flow, checkpoint.vocab_size)
+        assert ask(flow, [*prefix, 6]).token_ids == reference.token_ids
+
+
+def test_many_at_a_time_over_three_tiers_answer_as_they_do_alone(tmp_path: Path) -> None:
+    """On an emulated device too, whose answers change with every wrong block."""
+    draw = random.Random(3)
+    prefixes = [[draw.randrange(3, 400) for _ in range(48)] for _ in range(12)]
+    prompts = [[*draw.choice(prefixes), draw.randrange(3, 400)] for _ in range(60)]
+    with engine(MODEL_DIR, tmp_path / "kv", {"kv_blocks": 200}, "emulated:zero") as flow:
+        expected = [answer.token_ids for answer in flow.generate(prompts, SAMPLING_PLAIN)]
+        block_bytes = flow.config.kv_bytes // flow.config.kv_blocks
+    few = {"kv_dram_bytes": 12 * block_bytes, "kv_disk_bytes": 60 * (block_bytes + 64)}
+    for depth in (1, 2):
+        settings = {**few, "steps_in_flight": depth}
+        with engine(MODEL_DIR, tmp_path / "kv", settings, "emulated:zero") as flow:
+            for first in range(0, len(prompts), 5):
+                answers = flow.generate(prompts[first : first + 5], SAMPLING_PLAIN)
+                assert [it.token_ids for it in answers] == expected[first : first + 5]
+            costs = flow._master.prefetch.costs
+            assert {Tier.DRAM, Tier.DISK} <= costs.block_seconds.keys()
+
+
+SAMPLING_PLAIN = SamplingParams(TOKENS, temperature=0.0, ignore_eos=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"kv_dram_bytes": 10}, "kv_dram_bytes is 10 bytes, but a block takes"),
+        ({"kv_disk_bytes": 10}, "kv_disk_bytes is 10 bytes, but a block takes"),
+        ({"kv_dram_bytes": 1 << 60}, "kv_dram_bytes"),
+        ({"kv_disk_bytes": 1 << 60}, "kv_disk_bytes"),
+        ({"kv_dram_bytes": MIB, "tensor_parallel": 2}, "kv_dram_bytes"),
+    ],
+)
+def test_tiers_that_cannot_be_are_refused(
+    tmp_path: Path, settings: dict[str, int], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words), engine(MODEL_DIR, tmp_path, settings):
+        pass
+    assert not list(tmp_path.glob("*"))
+
+
+def test_memory_alone_needs_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with engine(MODEL_DIR, tmp_path / "file", {"kv_dram_bytes": MIB}, "emulated:zero") as flow:
+        assert ask(flow, [5, 6, 7], SAMPLING_PLAIN).token_ids
+
+
+def test_nobody_elses_folder_is_taken_where_all_users_have_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    usual = tmp_path / f"deepflow-kv-{os.getuid()}"
+    (tmp_path / "elsewhere").mkdir()
+    usual.symlink_to(tmp_path / "elsewhere")
+    with (
+        pytest.raises(ValueError, match="belongs to somebody else"),
+        engine(MODEL_DIR, None, {"kv_disk_bytes": MIB}, "emulated:zero"),
+    ):
+        pass
+    usual.unlink()
+    with engine(MODEL_DIR, None, {"kv_disk_bytes": MIB}, "emulated:zero"):
+        assert usual.is_dir()
+
+
+def test_a_folder_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(ValueError, match="kv_disk_folder"),
+        engine(MODEL_DIR, tmp_path / "file", {"kv_disk_bytes": MIB}),
+    ):
+        pass

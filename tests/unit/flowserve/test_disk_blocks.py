@@ -1,0 +1,107 @@
+"""A file is a block only where it proves to be whole and the one that was asked for."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from services.task_executor.flowserve.rtc.copies import BlockCopy, Tier
+from services.task_executor.flowserve.tiers.disk_blocks import HEADER_BYTES, BadBlock, DiskBlocks
+
+SIZE = 1000
+DATA = os.urandom(SIZE)
+
+
+def copy_of(block: int, identity: bytes = b"i" * 16, content: bytes = b"tokens") -> BlockCopy:
+    return BlockCopy(1, Tier.DISK, block, Tier.DISK, block, identity, content)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[DiskBlocks]:
+    disk = DiskBlocks(tmp_path / "kv", SIZE)
+    disk.write(copy_of(7), memoryview(DATA))
+    yield disk
+    disk.close()
+
+
+def read(disk: DiskBlocks, copy: BlockCopy) -> bytes:
+    into = bytearray(SIZE)
+    disk.read(copy, memoryview(into))
+    return bytes(into)
+
+
+def path(disk: DiskBlocks) -> Path:
+    return disk.folder / "7.kv"
+
+
+def test_what_was_written_is_read(disk: DiskBlocks) -> None:
+    assert read(disk, copy_of(7)) == DATA
+
+
+def test_a_file_takes_another_block_when_it_is_written_again(disk: DiskBlocks) -> None:
+    disk.write(copy_of(7, b"j" * 16), memoryview(DATA[::-1]))
+    assert read(disk, copy_of(7, b"j" * 16)) == DATA[::-1]
+    assert path(disk).stat().st_size == HEADER_BYTES + SIZE
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda it: b"",
+    "header only": lambda it: it[:HEADER_BYTES],
+    "cut header": lambda it: it[:20],
+    "one byte short": lambda it: it[:-1],
+    "one byte long": lambda it: it + b"\0",
+    "one bit of the data": lambda it: it[:-1] + bytes([it[-1] ^ 1]),
+    "one bit of the identity": lambda it: it[:8] + bytes([it[8] ^ 1]) + it[9:],
+    "one bit of the checksum": lambda it: it[: HEADER_BYTES - 1] + b"\0" + it[HEADER_BYTES:],
+    "zeros": lambda it: bytes(len(it)),
+    "another magic": lambda it: b"DFKVBLK0" + it[8:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_no_block(disk: DiskBlocks, damage: str) -> None:
+    whole = path(disk).read_bytes()
+    damaged = DAMAGES[damage](whole)
+    path(disk).write_bytes(damaged if damaged != whole else whole[:-2] + b"??")
+    with pytest.raises(BadBlock):
+        read(disk, copy_of(7))
+
+
+def test_another_block_is_not_the_one_that_was_asked_for(disk: DiskBlocks) -> None:
+    for other in (copy_of(7, identity=b"x" * 16), copy_of(7, content=b"forged")):
+        with pytest.raises(BadBlock):
+            read(disk, other)
+
+
+def test_a_missing_file_is_no_block(disk: DiskBlocks) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        read(disk, copy_of(8))
+
+
+def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    disk = DiskBlocks(tmp_path, SIZE)
+    disk.write(copy_of(1), memoryview(DATA))
+    assert list(tmp_path.iterdir())
+    disk.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_former_life_is_removed_and_a_present_one_is_not(tmp_path: Path) -> None:
+    killed = (
+        "import os, signal, sys; from pathlib import Path;"
+        "from services.task_executor.flowserve.tiers.disk_blocks import DiskBlocks;"
+        f"DiskBlocks(Path(sys.argv[1]), {SIZE}); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", killed, str(tmp_path)], check=False, timeout=60)
+    (left,) = tmp_path.iterdir()
+    alive = DiskBlocks(tmp_path, SIZE)
+    alive.write(copy_of(1), memoryview(DATA))
+    other = DiskBlocks(tmp_path, SIZE)
+    assert not left.exists()
+    assert read(alive, copy_of(1)) == DATA
+    alive.close()
+    other.close()
+    assert not list(tmp_path.iterdir())
