@@ -15,6 +15,15 @@ class GatewayConfig(ServiceConfig):
         description="Second port with /health, /ready and /metrics alone, which asks for no key:"
         " for the platform's own network; 0 = none.",
     )
+    https_certificate: str = Field(
+        "",
+        description="PEM file of the certificate, with its chain, that the HTTP port shows: it"
+        " speaks HTTPS then. Followed: a renewed file is taken within seconds, without a restart.",
+    )
+    https_key: str = Field("", description="PEM file of its key, without a password.")
+    handshake_seconds_max: float = Field(
+        10.0, gt=0, description="A TLS handshake must be through within this time."
+    )
 
     access: str = Field(
         "keys",
@@ -54,7 +63,10 @@ class GatewayConfig(ServiceConfig):
         65.0, gt=0, description="An idle connection is kept for this long."
     )
     connections_max: int = Field(
-        8192, ge=1, description="Open client connections; one more gets 503."
+        8192,
+        ge=1,
+        description="Open client connections; one more gets 503. Over TLS those in their"
+        " handshake count, and one more is hung up on.",
     )
 
     n_max: int = Field(16, ge=1, description="Largest n, the choices per prompt.")
@@ -99,7 +111,10 @@ class GatewayConfig(ServiceConfig):
         4096, ge=1, description="Jobs of this gateway that run or wait; one more gets 503."
     )
     admission_seconds_max: float = Field(
-        10.0, gt=0, description="How long a job executor may take to admit or refuse a job."
+        10.0,
+        gt=0,
+        description="How long a job executor may take to admit, refuse or queue a job; how long it"
+        " may wait in the queue then is the job executor's to say.",
     )
     job_seconds_max: float = Field(
         600.0, gt=0, description="Deadline of one request, from its arrival to its last byte."

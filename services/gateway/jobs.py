@@ -20,15 +20,18 @@ def make_job(
     trace: types.TraceContext,
     seconds_max: float,
     tenant: str = TENANT,
+    tenant_weight: float = 0.0,
 ) -> jobs.Job:
     job = jobs.Job(
         id=ids.new_id("job"),
         attempt_epoch=1,
-        context=_context(request_id, trace, seconds_max, tenant),
+        context=work_context(request_id, trace, seconds_max, tenant),
         model=request.model,
         sampling=_sampling(request),
         n=request.n,
         return_prompt=request.return_prompt,
+        tenant_weight=tenant_weight,
+        context_cache_id=request.context_cache_id,
     )
     if isinstance(request.work, jobs.ChatInput):
         job.chat.CopyFrom(request.work)
@@ -44,19 +47,21 @@ def make_embedding_job(
     trace: types.TraceContext,
     seconds_max: float,
     tenant: str = TENANT,
+    tenant_weight: float = 0.0,
 ) -> jobs.Job:
     return jobs.Job(
         id=ids.new_id("job"),
         attempt_epoch=1,
-        context=_context(request_id, trace, seconds_max, tenant),
+        context=work_context(request_id, trace, seconds_max, tenant),
         model=request.model,
         n=1,
+        tenant_weight=tenant_weight,
         embedding=jobs.EmbeddingInput(prompts=request.prompts, dimensions=request.dimensions),
     )
 
 
-def _context(
-    request_id: str, trace: types.TraceContext, seconds_max: float, tenant: str
+def work_context(
+    request_id: str, trace: types.TraceContext | None, seconds_max: float, tenant: str
 ) -> types.WorkContext:
     return types.WorkContext(
         request_id=request_id,

@@ -1,10 +1,11 @@
 """The stream to one job executor. It carries every job that this gateway gave to it."""
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import grpc.aio
 
@@ -43,6 +44,7 @@ class JobExecutorLink:
         # Takes no new job; goes when its jobs have ended.
         self.is_retired = False
         self.runs: dict[int, JobRun] = {}
+        self._num_calls = 0  # beside the stream
         self._peer = Peer(member.address, token)
         self._hello = hello
         self._hello_seconds_max = hello_seconds_max
@@ -50,6 +52,21 @@ class JobExecutorLink:
         self._handles = itertools.count(1)
         self._outbox: Outbox | None = None
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anybody still waits for something from it."""
+        return bool(self.runs or self._num_calls)
+
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[Peer]:
+        """For a long call beside the stream: the link stays until it has ended."""
+        self._num_calls += 1
+        try:
+            yield self._peer
+        finally:
+            self._num_calls -= 1
+            self._leave_if_idle()
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._keep_open())
@@ -74,7 +91,10 @@ class JobExecutorLink:
             return
         if self.is_up and run.open_choices > 0:
             self._post(jobs.JobsRequest(cancel=jobs.CancelJob(handle=run.handle)))
-        if self.is_retired and not self.runs:
+        self._leave_if_idle()
+
+    def _leave_if_idle(self) -> None:
+        if self.is_retired and not self.is_busy:
             self._on_change()
 
     async def tokenize(
@@ -170,6 +190,9 @@ class JobExecutorLink:
         elif kind == "admitted":
             if run := self.runs.get(response.admitted.handle):
                 run.admit()
+        elif kind == "queued":
+            if run := self.runs.get(response.queued.handle):
+                run.queue()
         elif kind == "embedding":
             if run := self.runs.get(response.embedding.handle):
                 run.take_vector(response.embedding)

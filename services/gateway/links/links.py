@@ -80,7 +80,7 @@ class Links:
         self._close_idle()
 
     def _close_idle(self) -> None:
-        for link in [link for link in self._retired if not link.runs or not link.is_up]:
+        for link in [link for link in self._retired if not link.is_busy or not link.is_up]:
             self._retired.discard(link)
             task = asyncio.create_task(link.close())
             self._closing.add(task)

@@ -55,6 +55,7 @@ class JobRun:
         "failure",
         "first_token_at",
         "handle",
+        "is_queued",
         "open_choices",
         "vectors",
     )
@@ -70,6 +71,7 @@ class JobRun:
         self.open_choices = choices
         self.vectors: list[jobs.JobEmbedding] = []  # those that the handler has not taken
         self.admitted = False
+        self.is_queued = False  # it waits for its tenant's turn, which its job executor bounds
         self.failure: DeepFlowError | None = None
         # Monotonic seconds; 0 before the first token.
         self.first_token_at = 0.0
@@ -102,6 +104,10 @@ class JobRun:
 
     def admit(self) -> None:
         self.admitted = True
+        self._wake()
+
+    def queue(self) -> None:
+        self.is_queued = True
         self._wake()
 
     def take(self, choice: int, first: int, texts: Sequence[str], ids: Sequence[int]) -> bool:
@@ -200,9 +206,15 @@ class JobRun:
     # The handler's side.
 
     async def admission(self, seconds_max: float) -> None:
-        """Return when the job was admitted; raises what refused it, or TimeoutError."""
-        async with asyncio.timeout(seconds_max):
+        """Return when the job was admitted; raises what refused it, or TimeoutError.
+
+        The time bounds the job executor's own work: while a job waits for its turn, only its
+        deadline and the job executor end it.
+        """
+        async with asyncio.timeout(seconds_max) as limit:
             while not self.admitted and not self.is_over:
+                if self.is_queued:
+                    limit.reschedule(None)
                 await self.arrival()
         if self.failure is not None:
             raise self.failure

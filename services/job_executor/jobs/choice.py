@@ -11,6 +11,8 @@ from services.job_executor.jobs.returned_prompt import ReturnedPrompt
 from services.job_executor.jobs.story import ChoiceStory
 from services.job_executor.jobs.token_log import ChoiceLog
 from services.job_executor.links.link import TaskExecutorLink
+from services.job_executor.scheduling.ticket import Ticket
+from services.job_executor.scheduling.waiting_room import WaitingRoom
 from services.job_executor.tokenizer.detokenizer import Detokenizer
 from services.job_executor.tokenizer.stop_matcher import new_stop_matcher
 from services.job_executor.tokenizer.token_bytes import TokenBytes
@@ -26,6 +28,9 @@ class ChoiceOwner(Protocol):
 
     handle: int
     outbox: Outbox
+
+    def choice_called(self, choice: "Choice") -> None:
+        """It is its turn: its task is to be placed."""
 
     def choice_accepted(self) -> None:
         """Its task executor has the task."""
@@ -54,7 +59,9 @@ class Choice:
         "_matcher",
         "_num_resumed",
         "_returned",
+        "_room",
         "_sent",
+        "_ticket",
         "_window",
         "attempt",
         "incarnation",
@@ -105,6 +112,8 @@ class Choice:
         self._is_offered = True
         self.is_accepted = False
         self.is_done = False  # its end was sent, or nobody waits for it any more
+        self._room: WaitingRoom | None = None
+        self._ticket: Ticket | None = None
         self.link: TaskExecutorLink | None = None
         self.task_handle = 0
         self.incarnation = 0
@@ -125,11 +134,31 @@ class Choice:
         if self._calls is not None:
             self._calls.drop()
 
-    def place(self, link: TaskExecutorLink, task: tasks_pb2.Task) -> None:
-        """Give the task to a task executor; raises Unavailable where its stream is gone."""
+    @property
+    def is_waiting(self) -> bool:
+        """For its turn."""
+        return self._ticket is not None and self._ticket.is_waiting
+
+    def ask(self, room: WaitingRoom, ticket: Ticket) -> None:
+        """For a place; it keeps the ticket until its task is over, wherever that runs."""
+        self._room, self._ticket = room, ticket
+        room.ask(ticket)
+
+    def called(self) -> None:
+        if self._ticket is not None:
+            self.story.waited_seconds = self._ticket.waited_seconds
+        self._job.choice_called(self)
+
+    def place(self, link: TaskExecutorLink, task: tasks_pb2.Task, tokens: int) -> None:
+        """Give the task, which has `tokens` to compute, to a task executor.
+
+        Raises Unavailable where its stream is gone.
+        """
         if self._returned is not None:
             self._returned.reset()
-        self.task_handle = link.submit(task, self)
+        self.task_handle = link.submit(task, self, tokens)
+        if self._room is not None and self._ticket is not None and not self.attempt:
+            self._room.charge_input(self._ticket, tokens)
         self.link, self.incarnation = link, link.incarnation
         self.story.placed(link.id)
 
@@ -189,6 +218,7 @@ class Choice:
             self.lost(Internal("the task ended before all logprobs of its prompt had come"))
         else:
             self.link = None
+            self._leave_room()
             self.finish(end.reason, cached_tokens=end.usage.cached_tokens)
 
     def lost(self, error: DeepFlowError) -> None:
@@ -250,10 +280,16 @@ class Choice:
             self._calls.drop()
 
     def release(self) -> None:
-        """Free the work on the task executor, if any is left there."""
+        """Free the work on the task executor, if any is left there, and its place in the queue."""
         if self.link is not None:
             self.link.cancel(self.task_handle)
             self.link = None
+        self._leave_room()
+
+    def _leave_room(self) -> None:
+        ticket, self._ticket = self._ticket, None
+        if self._room is not None and ticket is not None:
+            self._room.leave(ticket)
 
     # ── what the gateway gets ────────────────────────────────────────────────────────────────
 

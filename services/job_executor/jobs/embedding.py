@@ -27,6 +27,8 @@ from services.job_executor.jobs.outbox import Columns, Outbox
 from services.job_executor.jobs.parts import Parts
 from services.job_executor.jobs.vector import VectorTask, shorten
 from services.job_executor.scheduling.policy import RequestFeatures
+from services.job_executor.scheduling.ticket import Ticket, rank_of, weight_of
+from services.job_executor.scheduling.waiting_room import Arrival
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +51,10 @@ class EmbeddingJob:
         self._parts = parts
         self._on_end = on_end
         self._waiting: deque[VectorTask] = deque()
-        self._running: set[VectorTask] = set()
+        self._running: set[VectorTask] = set()  # or waiting for their turn
         self._ready: list[jobs_pb2.JobEmbedding] = []  # vectors that the stream has not taken
-        self._unaccepted: set[VectorTask] = set()  # of the first window
+        self._unaccepted: set[VectorTask] = set()  # before the admission, of those that run
+        self._is_called = False  # it was the turn of one of its tasks
         self._num_left = 0  # vectors that the stream has yet to take
         self._is_offered = False
         self.is_admitted = False
@@ -59,7 +62,9 @@ class EmbeddingJob:
         self._story = parts.stories.begin(submit.job, "embedding", gateway_id)
         self._outcome = "ok"
         self._deadline: asyncio.TimerHandle | None = None
+        self._patience: asyncio.TimerHandle | None = None  # while all of it waits for its turn
         self._preparing: asyncio.Task[None] | None = None
+        self._arrival: Arrival | None = None
         self._span = parts.tracing.start(
             "je.job",
             submit.job.context.trace,
@@ -72,6 +77,8 @@ class EmbeddingJob:
         """Begin; all that follows is told through the outbox."""
         self._arm_deadline()
         self._preparing = asyncio.create_task(self._prepare())
+        arrival = self._arrival = self._parts.room.arriving(self._request.context.tenant)
+        self._preparing.add_done_callback(lambda _: arrival.end())
 
     def cancel(self) -> None:
         """The gateway wants no more: free the work at once."""
@@ -104,19 +111,47 @@ class EmbeddingJob:
             self._span.set(prompt_tokens=self._story.prompt_tokens)
             self._waiting.extend(VectorTask(self, i, ids) for i, ids in enumerate(token_ids))
             self._num_left = len(token_ids)
-            self._unaccepted.update(list(self._waiting)[: parts.embeddings_in_flight_max])
-            self._place_waiting()
+            parts.links.group_view(model.name)
+            parts.room.check(request.context.tenant)
+            if self._arrival is not None:
+                self._arrival.end()
+            self._ask_for_places()
+            self._wait_if_due()
         except DeepFlowError as error:
             self._fail(error)
         except Exception:  # the top of one job: it fails alone, whatever our mistake was
             log.exception("job failed", extra=self._names)
             self._fail(Internal("the job executor failed on this request"))
 
-    def _place_waiting(self) -> None:
-        """As many as the window takes; raises Unavailable where no task executor can take one."""
+    def _ask_for_places(self) -> None:
+        """For as many as the window takes."""
+        request = self._request
+        weight, rank = weight_of(request.tenant_weight), rank_of(request.context)
         room = self._parts.embeddings_in_flight_max - len(self._running) - len(self._ready)
         for _ in range(min(room, len(self._waiting))):
-            self._place(self._waiting.popleft())
+            if self._is_over:
+                return
+            task = self._waiting.popleft()
+            self._running.add(task)
+            ticket = Ticket(task, request.model, request.context.tenant, weight, rank)
+            task.ask(self._parts.room, ticket)
+
+    def _wait_if_due(self) -> None:
+        if self._is_called or self._is_over:
+            return
+        queued = jobs_pb2.JobQueued(handle=self.handle)
+        self._outbox.answer(jobs_pb2.JobsResponse(queued=queued))
+        self._span.event("queued")
+        loop, seconds = asyncio.get_running_loop(), self._parts.room.limits.seconds_max
+        self._patience = loop.call_later(seconds, self._wait_no_longer)
+
+    def _wait_no_longer(self) -> None:
+        self._fail(self._parts.room.waited_too_long())
+
+    def _stop_patience(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
     def _place(self, task: VectorTask, excluded: frozenset[str] = frozenset()) -> None:
         parts = self._parts
@@ -124,7 +159,6 @@ class EmbeddingJob:
         features = RequestFeatures(self._request.model, len(task.prompt), max_tokens=0)
         placement = parts.policy.choose(features, group)
         task.place(parts.links.get(placement.task_executor_id), self._message(task))
-        self._running.add(task)
 
     def _message(self, task: VectorTask) -> tasks_pb2.Task:
         request = self._request
@@ -142,6 +176,19 @@ class EmbeddingJob:
         return message
 
     # ── what its tasks tell ──────────────────────────────────────────────────────────────────
+
+    def task_called(self, task: VectorTask) -> None:
+        self._is_called = True
+        self._stop_patience()
+        if not self.is_admitted:
+            self._unaccepted.add(task)
+        try:
+            self._place(task)
+        except DeepFlowError as error:
+            self._fail(error)
+        except Exception:  # who calls has others to call
+            log.exception("job failed", extra=self._names)
+            self._fail(Internal("the job executor failed on this request"))
 
     def task_accepted(self, task: VectorTask) -> None:
         self._unaccepted.discard(task)
@@ -173,7 +220,6 @@ class EmbeddingJob:
         """A vector may be computed anew anywhere; what cannot be repeated ends the job."""
         if self._is_over:
             return
-        self._running.discard(task)
         has_attempts = task.attempt + 1 < self._parts.placement_attempts_max
         if has_attempts and isinstance(error, Unavailable | RateLimited):
             task.attempt += 1
@@ -202,10 +248,7 @@ class EmbeddingJob:
         if not self._num_left:
             self._close()
             return
-        try:
-            self._place_waiting()
-        except DeepFlowError as error:
-            self._fail(error)
+        self._ask_for_places()
 
     def _offer_if_due(self) -> None:
         if self._ready and self.is_admitted and not self._is_offered and not self._is_over:
@@ -231,6 +274,7 @@ class EmbeddingJob:
         self._is_over = True
         if self._deadline is not None:
             self._deadline.cancel()
+        self._stop_patience()
         if self._preparing is not None and self._preparing is not asyncio.current_task():
             self._preparing.cancel()
         for task in self._running:

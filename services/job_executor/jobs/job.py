@@ -15,7 +15,9 @@ from deepflow.errors import (
     to_proto,
 )
 from deepflow.v1 import jobs_pb2
+from deepflow.v1 import types_pb2 as types
 from services.job_executor import metrics
+from services.job_executor.contexts.recall import UsedContext
 from services.job_executor.jobs.choice import Choice
 from services.job_executor.jobs.outbox import Outbox
 from services.job_executor.jobs.parts import Parts
@@ -32,6 +34,8 @@ from services.job_executor.jobs.sampling import ending_ids
 from services.job_executor.jobs.token_log import JobLog
 from services.job_executor.prompt_tree.matcher import PromptBlocks
 from services.job_executor.scheduling.policy import RequestFeatures
+from services.job_executor.scheduling.ticket import Ticket, rank_of, weight_of
+from services.job_executor.scheduling.waiting_room import Arrival
 from services.job_executor.tokenizer.detokenizer import Detokenizer
 from services.job_executor.tokenizer.library import ServedModel
 from services.job_executor.tokenizer.model_tokenizer import ModelTokenizer
@@ -40,6 +44,9 @@ from services.job_executor.tools.answer import AnswerCalls
 from services.job_executor.tools.use import ToolUse, use_tools
 
 log = logging.getLogger(__name__)
+
+# How answers end whose prompt was computed, and which nobody cut.
+_WHOLE = (types.FINISH_REASON_STOP, types.FINISH_REASON_LENGTH, types.FINISH_REASON_TOOL_CALLS)
 
 
 class Job:
@@ -64,14 +71,18 @@ class Job:
         self._planned: list[PlannedTask] = []
         self._blocks: list[PromptBlocks] = []  # of each planned task's prompt
         self._tools: ToolUse | None = None
+        self._context: UsedContext | None = None
         self._num_accepted = 0
         self._num_sent = 0
+        self._is_called = False  # it was the turn of one of its choices
         self._is_admitted = False
         self._is_over = False
         self._story = parts.stories.begin(submit.job, kind_of(submit.job), gateway_id)
         self._outcome = "ok"
         self._deadline: asyncio.TimerHandle | None = None
+        self._patience: asyncio.TimerHandle | None = None  # while all of it waits for its turn
         self._preparing: asyncio.Task[None] | None = None
+        self._arrival: Arrival | None = None
         self._span = parts.tracing.start(
             "je.job",
             submit.job.context.trace,
@@ -88,6 +99,8 @@ class Job:
         """Begin; all that follows is told through the outbox."""
         self._arm_deadline()
         self._preparing = asyncio.create_task(self._prepare())
+        arrival = self._arrival = self._parts.room.arriving(self._request.context.tenant)
+        self._preparing.add_done_callback(lambda _: arrival.end())
 
     def cancel(self) -> None:
         """The gateway wants no more: free the work at once."""
@@ -109,16 +122,18 @@ class Job:
             model = await self._parts.library.get(self._request.model)
             await self._parts.links.settle(model.name)
             limits = Limits(self._parts.tasks_per_job_max, self._parts.tokens_max(model))
+            self._context = await self._parts.contexts.join(self._request)
             self._tools = await use_tools(self._request, model, self._parts.pool)
             self._planned = await plan(self._request, model, self._parts.pool, limits)
+            if self._context is not None:
+                self._context.look_at(planned.prompt for planned in self._planned)
             self._blocks = await self._parts.matcher.identify(
                 model.name,
                 [planned.prompt for planned in self._planned],
                 self._request.context.cache_salt,
             )
             self._make_choices(model)
-            for choice in self._choices:
-                self._place(choice)
+            self._ask_for_places()
         except DeepFlowError as error:
             self._end_all(error)
         except Exception:  # the top of one job: it fails alone, whatever our mistake was
@@ -163,26 +178,63 @@ class Job:
         wants_logprobs = self._request.sampling.HasField("prompt_logprobs")
         return ReturnedPrompt(planned.prompt, planned.text, spell, wants_logprobs=wants_logprobs)
 
+    def _ask_for_places(self) -> None:
+        """Raises Unavailable where nobody serves the model, and what the room's limits say."""
+        request, room = self._request, self._parts.room
+        self._parts.links.group_view(request.model)
+        room.check(request.context.tenant)
+        if self._arrival is not None:
+            self._arrival.end()
+        weight, rank = weight_of(request.tenant_weight), rank_of(request.context)
+        for choice in self._choices:
+            if choice.log.finish is not None:
+                choice.accepted()  # what the client holds already ends in a stop string
+                continue
+            ticket = Ticket(choice, request.model, request.context.tenant, weight, rank)
+            choice.ask(room, ticket)
+            if self._is_over:
+                return
+        if not self._is_called and not self._is_admitted:
+            queued = jobs_pb2.JobQueued(handle=self.handle)
+            self.outbox.answer(jobs_pb2.JobsResponse(queued=queued))
+            self._span.event("queued")
+            loop = asyncio.get_running_loop()
+            self._patience = loop.call_later(room.limits.seconds_max, self._wait_no_longer)
+
+    def _wait_no_longer(self) -> None:
+        self._end_all(self._parts.room.waited_too_long())
+
     def _place(self, choice: Choice, excluded: frozenset[str] = frozenset()) -> None:
         """Raises Unavailable where no task executor can take it."""
-        if choice.log.finish is not None:
-            choice.accepted()  # what the client holds already ends in a stop string
-            return
         planned = self._planned[choice.index]
         links = self._parts.links
         group = links.group_view(self._request.model, excluded)
         group = self._parts.matcher.show(group, self._blocks[choice.index])
+        if self._context is not None:
+            group = self._parts.contexts.show(group, self._context, planned.prompt)
         features = RequestFeatures(self._request.model, len(planned.prompt), planned.max_tokens)
         placement = self._parts.policy.choose(features, group)
         task = make_task(self._request, planned, choice.attempt, self._span.context)
-        choice.place(links.get(placement.task_executor_id), task)
+        tokens = group.uncached(placement.task_executor_id, planned.num_tokens)
+        choice.place(links.get(placement.task_executor_id), task, tokens)
         log.debug("task %s on %s: %s", task.id, placement.task_executor_id, placement.explanation)
 
     # ── what its choices tell ────────────────────────────────────────────────────────────────
 
+    def choice_called(self, choice: Choice) -> None:
+        self._is_called = True
+        self._stop_patience()
+        try:
+            self._place(choice)
+        except DeepFlowError as error:
+            self._fail(error)
+        except Exception:  # who calls has others to call
+            log.exception("job failed", extra=self._names)
+            self._fail(Internal("the job executor failed on this request"))
+
     def choice_accepted(self) -> None:
         self._num_accepted += 1
-        if self._num_accepted < len(self._choices) or self._is_over:
+        if self._is_admitted or self._is_over or not self._are_all_accepted:
             return
         self._is_admitted = True
         self._note_admission()
@@ -190,6 +242,12 @@ class Job:
         self.outbox.answer(jobs_pb2.JobsResponse(admitted=admitted))
         for choice in self._choices:
             choice.open()
+
+    @property
+    def _are_all_accepted(self) -> bool:
+        """Whoever waits for his turn is accepted later: one that runs shows that all can."""
+        num_waiting = sum(choice.is_waiting for choice in self._choices)
+        return self._num_accepted + num_waiting == len(self._choices)
 
     def _note_admission(self) -> None:
         self._story.admitted()
@@ -223,7 +281,7 @@ class Job:
 
     def _can_retry(self, choice: Choice, error: DeepFlowError) -> bool:
         has_attempts = choice.attempt + 1 < self._parts.placement_attempts_max
-        is_untouched = not any(other.num_new_tokens for other in self._choices)
+        is_untouched = not choice.num_new_tokens
         return has_attempts and is_untouched and isinstance(error, Unavailable | RateLimited)
 
     # ── how it ends ──────────────────────────────────────────────────────────────────────────
@@ -271,15 +329,32 @@ class Job:
         self._is_over = True
         if self._deadline is not None:
             self._deadline.cancel()
+        self._stop_patience()
         if self._preparing is not None and self._preparing is not asyncio.current_task():
             self._preparing.cancel()
         self._span.end()
         self._story.ended(self._outcome)
         metrics.JOBS.labels(kind_of(self._request), self._outcome).inc()
+        self._note_context()
         if self._is_admitted:
             logs = tuple(choice.log for choice in self._choices)
             self._parts.ended.keep(JobLog(self._request.id, logs), clock.monotonic())
         self._on_end(self)
+
+    def _note_context(self) -> None:
+        """How much of it each answer found."""
+        if self._context is None:
+            return
+        for choice in self._choices:
+            finish, where = choice.log.finish, choice.story.task_executor_id
+            if finish is not None and where and finish.reason in _WHOLE:
+                cached = finish.usage.cached_tokens
+                self._parts.contexts.used(self._context, where, choice.prompt, cached)
+
+    def _stop_patience(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
     def _arm_deadline(self) -> None:
         unix_ms = self._request.context.deadline_unix_ms

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 from deepflow.errors import Unavailable
 from deepflow.telemetry import Tracing
+from services.job_executor.contexts.recall import Contexts
 from services.job_executor.jobs.story import Stories
 from services.job_executor.jobs.token_log import EndedJobs
 from services.job_executor.links.links import Links
 from services.job_executor.prompt_tree.matcher import PromptMatcher
 from services.job_executor.scheduling.policy import Policy
+from services.job_executor.scheduling.waiting_room import WaitingRoom
 from services.job_executor.tokenizer.library import ModelLibrary, ServedModel
 from services.job_executor.tokenizer.pool import WorkPool
 
@@ -21,8 +23,10 @@ class Parts:
     pool: WorkPool
     policy: Policy
     matcher: PromptMatcher
+    room: WaitingRoom
     ended: EndedJobs
     stories: Stories
+    contexts: Contexts
     tracing: Tracing
     tasks_per_job_max: int
     placement_attempts_max: int

@@ -41,6 +41,11 @@ class PlannedTask:
     resume: list[int]
     text: str = ""  # of the prompt, where the client asked for it
 
+    @property
+    def num_tokens(self) -> int:
+        """What comes before its first new token."""
+        return len(self.prompt) + len(self.resume)
+
 
 def kind_of(job: jobs_pb2.Job) -> str:
     """ "chat", "completion" or empty."""

@@ -16,6 +16,7 @@ class ChoiceStory:
 
     task_executor_id: str = ""
     placements: int = 0
+    waited_seconds: float | None = None  # for its tenant's turn, where it had to
     beginning: tasks_pb2.TaskStarted | None = None
     first_token_at: float | None = None
     finished_at: float | None = None
@@ -100,6 +101,8 @@ class RequestStory:
             finished_milliseconds=self._since(choice.finished_at),
             cached_tokens=choice.cached_tokens,
         )
+        if choice.waited_seconds is not None:
+            told.waited_milliseconds = choice.waited_seconds * 1000
         if choice.beginning is not None:
             told.queued_milliseconds = choice.beginning.queued_milliseconds
             told.prefill_milliseconds = choice.beginning.prefill_milliseconds

@@ -9,6 +9,7 @@ from typing import Any
 from deepflow.errors import DeepFlowError, InvalidRequest, Unavailable, to_proto
 from deepflow.rpc import abort
 from deepflow.v1 import jobs_pb2
+from services.job_executor import metrics
 from services.job_executor.jobs.embedding import EmbeddingJob
 from services.job_executor.jobs.job import Job
 from services.job_executor.jobs.outbox import Outbox
@@ -64,8 +65,9 @@ class JobsStream:
         if submit.handle in self.jobs:
             raise InvalidRequest(f"handle {submit.handle} is in use on this stream", param="handle")
         try:
-            self._streams.check_room()
+            self._streams.check_room(submit.job.context.tenant)
         except DeepFlowError as error:
+            metrics.JOBS_TURNED_AWAY.labels(error.reason).inc()
             refused = jobs_pb2.JobRefused(handle=submit.handle, error=to_proto(error))
             self.outbox.answer(jobs_pb2.JobsResponse(refused=refused))
             return
@@ -146,8 +148,8 @@ class JobStreams:
             if isinstance(error, Exception):
                 log.info("the stream broke: %r", error)
 
-    def check_room(self) -> None:
-        """Raises Unavailable where a job more cannot be taken."""
+    def check_room(self, tenant: str) -> None:
+        """Raises Unavailable or RateLimited where a job more cannot be taken from `tenant`."""
         if self._is_closed:
             raise Unavailable("this job executor is draining", retry_after_seconds=RETRY_SECONDS)
         if self.num_jobs >= self._jobs_max:
@@ -156,6 +158,7 @@ class JobStreams:
                 reason="job_executor_full",
                 retry_after_seconds=RETRY_SECONDS,
             )
+        self.parts.room.check(tenant, is_new=True)
 
     def job_ended(self) -> None:
         if self.num_jobs == 0:

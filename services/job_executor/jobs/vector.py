@@ -14,6 +14,8 @@ from deepflow.v1 import types_pb2 as types
 if TYPE_CHECKING:
     from services.job_executor.jobs.embedding import EmbeddingJob
     from services.job_executor.links.link import TaskExecutorLink
+    from services.job_executor.scheduling.ticket import Ticket
+    from services.job_executor.scheduling.waiting_room import WaitingRoom
 
 VALUE_BYTES = 4
 
@@ -21,7 +23,19 @@ VALUE_BYTES = 4
 class VectorTask:
     """Owner of a task: hears of it through the link, tells its job."""
 
-    __slots__ = ("_is_done", "_job", "_link", "_task_handle", "attempt", "index", "prompt")
+    __slots__ = (
+        "_is_done",
+        "_job",
+        "_link",
+        "_room",
+        "_task_handle",
+        "_ticket",
+        "attempt",
+        "index",
+        "prompt",
+    )
+
+    num_new_tokens = 0  # a vector is none
 
     def __init__(self, job: EmbeddingJob, index: int, prompt: list[int]) -> None:
         self._job = job
@@ -31,17 +45,35 @@ class VectorTask:
         self._is_done = False
         self._link: TaskExecutorLink | None = None
         self._task_handle = 0
+        self._room: WaitingRoom | None = None
+        self._ticket: Ticket | None = None
+
+    def ask(self, room: WaitingRoom, ticket: Ticket) -> None:
+        """For a place; it keeps the ticket until its task is over, wherever that runs."""
+        self._room, self._ticket = room, ticket
+        room.ask(ticket)
+
+    def called(self) -> None:
+        self._job.task_called(self)
 
     def place(self, link: TaskExecutorLink, message: tasks_pb2.Task) -> None:
         """Give the task to a task executor; raises Unavailable where its stream is gone."""
-        self._task_handle = link.submit(message, self)
+        self._task_handle = link.submit(message, self, len(self.prompt))
         self._link = link
+        if self._room is not None and self._ticket is not None and not self.attempt:
+            self._room.charge_input(self._ticket, len(self.prompt))
 
     def release(self) -> None:
-        """Free the work on the task executor, if any is left there."""
+        """Free the work on the task executor, if any is left there, and its place in the queue."""
         if self._link is not None:
             self._link.cancel(self._task_handle)
             self._link = None
+        self._leave_room()
+
+    def _leave_room(self) -> None:
+        ticket, self._ticket = self._ticket, None
+        if self._room is not None and ticket is not None:
+            self._room.leave(ticket)
 
     # ── what the link tells ──────────────────────────────────────────────────────────────────
 
@@ -62,6 +94,7 @@ class VectorTask:
             return
         self._is_done = True  # the end that follows tells nothing new
         self._link = None
+        self._leave_room()
         if values and not len(values) % VALUE_BYTES:
             self._job.task_done(self, values)
         else:

@@ -1,0 +1,1 @@
+"""Explicit contexts: made once, kept by name, put before the input of whoever names them."""
