@@ -48,6 +48,15 @@ class ServiceConfig(BaseModel):
     cluster_token: str = Field(
         "", description="Secret shared by all services; guards every gRPC port.", repr=False
     )
+    tls_ca: str = Field(
+        "",
+        description="PEM file of the CA that signed the certificates of all services; with"
+        " tls_certificate and tls_key all gRPC is mutual TLS. Empty = plain.",
+    )
+    tls_certificate: str = Field(
+        "", description="PEM file of this service's certificate; read at the start."
+    )
+    tls_key: str = Field("", description="PEM file of its key.")
     nats_url: str = Field("nats://127.0.0.1:4222", description="Where NATS listens.")
     nats_user: str = Field("", description="NATS user; empty = none.")
     nats_password: str = Field("", description="NATS password.", repr=False)

@@ -66,6 +66,10 @@ def test_a_second_model_serves_beside_the_first_until_it_is_undeployed(
     assert events[-1]["event"] == "ready" and events[-1]["dtype"] == "float32"
     assert {complete(stack, "demo"), complete(stack, "second")} == {200}
     assert set(models(stack)) == {"demo", "second"}
+    stack.cli("scale", "second", "2")
+    stack.cli("deploy", str(folder), *EMULATED, "--dtype", "bfloat16")
+    changed = models(stack)["second"]
+    assert (changed["replicas"], changed["dtype"]) == (2, "bfloat16")
     assert "undeployed second" in stack.cli("undeploy", "second").stdout
     assert set(models(stack)) == {"demo"}
     assert complete(stack, "second") == 404 and complete(stack, "demo") == 200

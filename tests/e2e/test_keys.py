@@ -12,6 +12,7 @@ import openai
 import psutil
 import pytest
 
+from deepflow.cli.common import EXIT_BAD_OPTION
 from tests.servers import free_port
 from tests.stack import Stack, running_stack, wait_until
 
@@ -68,7 +69,7 @@ def test_the_life_of_a_key(stack: Stack) -> None:
     stack.cli("keys", "revoke", row["id"])
     for url in (first, second):
         wait_until(lambda url=url: complete(url, shown).status_code == 401, "it is revoked")  # type: ignore[misc]
-    assert stack.cli("keys", "revoke", "nobody", check=False).returncode == 1
+    assert stack.cli("keys", "revoke", "nobody", check=False).returncode == EXIT_BAD_OPTION
 
 
 def test_limits_are_those_of_all_gateways_together(stack: Stack) -> None:

@@ -24,6 +24,7 @@ from deepflow.v1.tasks_pb2_grpc import (
 KINDS = {
     "job_executor": types.MEMBER_KIND_JOB_EXECUTOR,
     "task_executor": types.MEMBER_KIND_TASK_EXECUTOR,
+    "gateway": types.MEMBER_KIND_GATEWAY,
 }
 _pids = itertools.count(1_000_000)
 

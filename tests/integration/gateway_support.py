@@ -55,6 +55,9 @@ class FakeJob:
         admitted = jobs.JobAdmitted(handle=self.handle, job_executor_id=self._executor.member.id)
         self._executor.send(jobs.JobsResponse(admitted=admitted))
 
+    def queue(self) -> None:
+        self._executor.send(jobs.JobsResponse(queued=jobs.JobQueued(handle=self.handle)))
+
     def refuse(self, error: errors.DeepFlowError) -> None:
         refused = jobs.JobRefused(handle=self.handle, error=errors.to_proto(error))
         self._executor.send(jobs.JobsResponse(refused=refused))

@@ -145,6 +145,7 @@ class Gateway:
         self._reader: asyncio.Task[None] | None = None
         self.welcome = jobs_pb2.JobsWelcome()
         self.admitted: set[int] = set()
+        self.queued: set[int] = set()
         self.refused: dict[int, types.Error] = {}
         self.texts: defaultdict[tuple[int, int], list[str]] = defaultdict(list)
         self.token_ids: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
@@ -218,6 +219,8 @@ class Gateway:
     def _note(self, response: jobs_pb2.JobsResponse) -> None:
         if response.HasField("admitted"):
             self.admitted.add(response.admitted.handle)
+        elif response.HasField("queued"):
+            self.queued.add(response.queued.handle)
         elif response.HasField("refused"):
             self.refused[response.refused.handle] = response.refused.error
         else:
@@ -298,6 +301,7 @@ class Rig:
             ),
         )
         self.tokens_max = 200  # of every task executor that is shown
+        self.sequences = self.step_tokens = self.block_size = 0  # likewise; 0 = not told
         self._version = 0
 
     async def show(
@@ -316,9 +320,18 @@ class Rig:
             cluster_pb2.ClusterView(
                 term=1,
                 version=self._version,
-                members=[_member(executor, self.tokens_max) for executor in executors],
+                members=[_member(executor, self._capabilities) for executor in executors],
                 deployments=chosen,
             )
+        )
+
+    @property
+    def _capabilities(self) -> cluster_pb2.Capabilities:
+        return cluster_pb2.Capabilities(
+            max_tokens=self.tokens_max,
+            max_sequences=self.sequences,
+            max_step_tokens=self.step_tokens,
+            block_size=self.block_size,
         )
 
     @property
@@ -331,7 +344,9 @@ class Rig:
         return gateway
 
 
-def _member(executor: FakeTaskExecutor, tokens_max: int) -> cluster_pb2.Member:
+def _member(
+    executor: FakeTaskExecutor, capabilities: cluster_pb2.Capabilities
+) -> cluster_pb2.Member:
     return cluster_pb2.Member(
         id=executor.id,
         kind=types.MEMBER_KIND_TASK_EXECUTOR,
@@ -339,7 +354,7 @@ def _member(executor: FakeTaskExecutor, tokens_max: int) -> cluster_pb2.Member:
         address=executor.address,
         state=types.LIFECYCLE_STATE_READY,
         deployment="demo",
-        capabilities=cluster_pb2.Capabilities(max_tokens=tokens_max),
+        capabilities=capabilities,
     )
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from deepflow.cluster_client import ClusterClient
+from deepflow.deployments import describe_deployments, find, progress_of
 from deepflow.errors import InvalidRequest
-from deepflow.local.cluster_client import ClusterClient
-from deepflow.local.deployments import describe_deployments, progress_of
-from deepflow.local.follow import DeployFailed, deploy_and_follow, find
-from deepflow.local.scaling import follow_replicas
+from deepflow.local.follow import DeployFailed, deploy_and_follow
+from deepflow.local.scaling import follow_kind, follow_replicas
 from deepflow.v1 import cluster_pb2
+from deepflow.v1 import types_pb2 as types
 from services.cluster_manager.server import ClusterManagerServer
 from tests.integration.cluster_manager_rig import (
     READY,
@@ -180,3 +181,19 @@ async def test_a_client_finds_the_leader_among_several(cluster: Cluster) -> None
     finally:
         await client.close()
         await standby.stop()
+
+
+async def test_who_waits_for_a_number_hears_that_somebody_else_wants_another(
+    cluster: Cluster, client: ClusterClient
+) -> None:
+    """At once, not after the longest that a drain may take."""
+    await deploy_and_follow(client, deployment(cluster), lambda _: None)
+    asked = await client.scale("m", 3)
+    await client.scale("m", 2)
+    with pytest.raises(DeployFailed, match="somebody else changed m meanwhile"):
+        await follow_replicas(client, asked, lambda _: None)
+    kind = types.MEMBER_KIND_JOB_EXECUTOR
+    await client.scale_kind(kind, 2)
+    await client.scale_kind(kind, 1)
+    with pytest.raises(DeployFailed, match="somebody else asked for 1 meanwhile"):
+        await follow_kind(client, kind, 2, lambda _: None)

@@ -117,19 +117,27 @@ async def test_a_model_that_knows_nothing_calls_what_it_must(rig: Rig) -> None:
         await gateway.close()
 
 
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"$ref": "#/nowhere"}, "/nowhere"),
+        ({"$ref": "#"}, "comes to an end"),
+        ({"type": "object", "required": ["a"], "properties": {"a": {"$ref": "#"}}}, "to an end"),
+    ],
+)
 async def test_a_schema_that_cannot_be_followed_is_refused_before_anything_is_drawn(
-    rig: Rig,
+    rig: Rig, parameters: Any, said: str
 ) -> None:
     gateway = await rig.gateway()
     try:
-        broken = jobs_pb2.Tool(name="broken", parameters_json='{"$ref": "#/nowhere"}')
-        required = jobs_pb2.ToolChoice(mode=jobs_pb2.TOOL_MODE_REQUIRED)
-        chat = jobs_pb2.ChatInput(tools=[broken], tool_choice=required)
+        broken = jobs_pb2.Tool(name="broken", parameters_json=json.dumps(parameters))
+        named = jobs_pb2.ToolChoice(mode=jobs_pb2.TOOL_MODE_NAMED, name="broken")
+        chat = jobs_pb2.ChatInput(tools=[OTHER, broken], tool_choice=named)
         chat.messages.add(role="user", content="coffee")
         job = jobs_pb2.Job(id="job-3", model="demo", chat=chat)
         await gateway.send(submit=jobs_pb2.SubmitJob(handle=3, job=job))
         error = await gateway.until_refused(3)
         assert error.code == types.ERROR_CODE_INVALID_REQUEST
-        assert "/nowhere" in error.message
+        assert error.param == "tools[1].function.parameters" and said in error.message
     finally:
         await gateway.close()

@@ -1,9 +1,6 @@
-"""Keys, limits and metering: real gateways, a real kv_store on a real Redis, a real NATS."""
+"""Keys and who may come in: real gateways, a real kv_store on a real Redis, a real NATS."""
 
-import asyncio
-import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,96 +9,25 @@ import openai
 import pytest
 from redis.asyncio import Redis
 
-from deepflow.access.records import AccessRecords
 from deepflow.access.secrets import cluster_key, new_key
 from deepflow.config import ConfigError
-from deepflow.rpc import Peer
 from services.gateway.config import GatewayConfig
 from services.gateway.doors import Doors
 from services.gateway.server import GatewayServer
-from services.kv_store.config import KvStoreConfig
-from services.kv_store.server import KvStoreServer
 from tests.integration.gateway_support import (
     MODEL,
     TOKEN,
-    FakeJob,
     FakeJobExecutor,
-    GatewayStand,
-    chat,
     gateway_stand,
-    say_hello,
 )
-from tests.servers import ServerProcess, free_port, nats_server, redis_server, until
-
-USED = {"prompt_tokens": 7, "completion_tokens": 5, "cached_tokens": 4}
-
-
-@dataclass
-class Town:
-    """One store and what it takes to put gateways before it."""
-
-    redis: ServerProcess
-    nats: ServerProcess
-    store: KvStoreServer
-    records: AccessRecords
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {
-            "access": "keys",
-            "kv_store_address": f"127.0.0.1:{self.store.port}",
-            "nats_url": self.nats.url,
-        }
-
-    @contextlib.asynccontextmanager
-    async def gateway(self) -> AsyncIterator["Door"]:
-        async with gateway_stand(FakeJobExecutor(), **self.settings) as stand:
-            await until(lambda: stand.gateway.doors.ring.is_known, what="the keys are read")
-            async with httpx.AsyncClient(base_url=stand.url, timeout=10) as http:
-                yield Door(stand, http)
-
-
-@dataclass
-class Door:
-    stand: GatewayStand
-    http: httpx.AsyncClient
-
-    async def ask(self, key: str = "", **body: Any) -> httpx.Response:
-        return await self.http.post("/v1/chat/completions", json=chat(**body), headers=bearer(key))
-
-    async def status(self, key: str = "") -> int:
-        return (await self.ask(key)).status_code
-
-
-def bearer(key: str) -> dict[str, str]:
-    return {"authorization": f"Bearer {key}"} if key else {}
-
-
-def code(reply: httpx.Response) -> str:
-    return str(reply.json()["error"]["code"])
+from tests.integration.gateway_town import Door, Town, bearer, code, knows, opens, running_town
+from tests.servers import until
 
 
 @pytest.fixture
 async def town(tmp_path: Path) -> AsyncIterator[Town]:
-    async with redis_server(tmp_path) as redis, nats_server() as nats:
-        config = KvStoreConfig(
-            port=0,
-            cluster_token=TOKEN,
-            redis_url=redis.url,
-            redis_command_seconds=0.3,
-            initialise=True,
-            probe_seconds=0.05,
-            nats_url=nats.url,
-            cluster_manager_address=f"127.0.0.1:{free_port()}",
-        )
-        store = KvStoreServer(config)
-        await store.start()
-        peer = Peer(f"127.0.0.1:{store.port}", TOKEN)
-        try:
-            yield Town(redis, nats, store, AccessRecords(peer))
-        finally:
-            await peer.close()
-            await store.stop()
+    async with running_town(tmp_path) as town:
+        yield town
 
 
 @pytest.fixture
@@ -150,7 +76,7 @@ async def test_a_new_key_works_at_once_on_every_gateway(town: Town) -> None:
 async def test_openai_client_with_a_key(town: Town, door: Door) -> None:
     await town.records.change_tenant("shop", {"allowed_models": [MODEL]})
     key, _ = await town.records.create_key("shop")
-    await until(lambda: _opens(door, key), what="the key")
+    await until(lambda: opens(door, key), what="the key")
     base, messages = f"{door.stand.url}/v1", [{"role": "user", "content": "hi"}]
     async with openai.AsyncOpenAI(base_url=base, api_key=key, max_retries=0) as client:
         assert [model.id async for model in client.models.list()] == [MODEL]
@@ -168,7 +94,7 @@ async def test_tenants_never_share_a_salt(town: Town, door: Door) -> None:
     keys = [(await town.records.create_key(tenant))[0] for tenant in ("one", "two")]
     contexts = []
     for key in keys:
-        await until(lambda key=key: _opens(door, key), what="the key")  # type: ignore[misc]
+        await until(lambda key=key: opens(door, key), what="the key")  # type: ignore[misc]
         while not door.stand.executor.jobs.empty():
             context = door.stand.executor.jobs.get_nowait().job.context
         contexts.append(context)
@@ -176,93 +102,11 @@ async def test_tenants_never_share_a_salt(town: Town, door: Door) -> None:
     assert contexts[0].cache_salt != contexts[1].cache_salt
 
 
-async def _opens(door: Door, key: str) -> bool:
-    """Known, and no longer anybody's door."""
-    return await door.status() == 401 and await door.status(key) == 200
-
-
-async def test_a_limit_holds_over_two_gateways(town: Town) -> None:
-    await town.records.change_tenant("shop", {"requests_per_minute": 6})
-    key, _ = await town.records.create_key("shop")
-    async with town.gateway() as first, town.gateway() as second:
-        await until(lambda: _knows(first), what="keys")
-        await until(lambda: _knows(second), what="keys")
-        # At most two minutes are touched: whatever is beyond two limits must be refused.
-        replies = [await door.ask(key) for _ in range(7) for door in (first, second)]
-    admitted = [reply for reply in replies if reply.status_code == 200]
-    refused = [reply for reply in replies if reply.status_code == 429]
-    assert len(admitted) + len(refused) == 14 and 6 <= len(admitted) <= 12
-    assert refused and code(refused[0]) == "rate_limit_exceeded"
-    assert 1 <= int(refused[0].headers["retry-after"]) <= 60
-    assert refused[0].headers["x-ratelimit-limit-requests"] == "6"
-    assert refused[0].headers["x-ratelimit-remaining-requests"] == "0"
-    assert admitted[0].headers["x-ratelimit-limit-requests"] == "6"
-    assert 0 <= int(admitted[0].headers["x-ratelimit-remaining-requests"]) <= 5
-
-
-async def _knows(door: Door) -> bool:
-    return door.stand.gateway.doors.ring.has_keys
-
-
-async def test_tokens_are_charged_as_they_were_used(town: Town, door: Door) -> None:
-    await town.records.change_tenant("shop", {"tokens_per_minute": 1000})
-    key, _ = await town.records.create_key("shop")
-    await until(lambda: _opens(door, key), what="the key")
-    replies = [await door.ask(key, max_tokens=9)]
-
-    async def is_exact() -> bool:
-        """What was held for an answer is settled soon after it, not with it."""
-        replies.append(await door.ask(key, max_tokens=9))
-        before, after = (int(it.headers["x-ratelimit-remaining-tokens"]) for it in replies[-2:])
-        return before - after == USED["prompt_tokens"] + USED["completion_tokens"]
-
-    await until(is_exact, what="a request that costs what it used")
-    too_long = await door.ask(key, messages=[{"role": "user", "content": "word " * 2000}])
-    assert (
-        too_long.status_code == 429 and "tokens per minute" in too_long.json()["error"]["message"]
-    )
-
-
-async def test_requests_at_one_time(town: Town) -> None:
-    await town.records.change_tenant("shop", {"concurrent_requests": 1})
-    key, _ = await town.records.create_key("shop")
-    gate = asyncio.Event()
-
-    async def hold(job: FakeJob) -> None:
-        await gate.wait()
-        await say_hello(job)
-
-    async with town.gateway() as first, town.gateway() as second:
-        await until(lambda: _opens(first, key), what="the key")
-        first.stand.executor.script = hold
-
-        async def is_free(door: Door) -> bool:
-            return await door.status(key) == 200
-
-        await until(lambda: is_free(second), what="the second gateway lets it in")
-        await until(lambda: _has_slot_back(second), what="its place is given back")
-        while not first.stand.executor.jobs.empty():
-            first.stand.executor.jobs.get_nowait()
-        running = asyncio.create_task(first.ask(key))
-        await first.stand.executor.jobs.get()
-        refusal = await second.ask(key)
-        assert refusal.status_code == 429 and code(refusal) == "concurrent_requests_exceeded"
-        assert refusal.headers["retry-after"] == "1"
-        gate.set()
-        assert (await running).status_code == 200
-        await until(lambda: is_free(second), what="the place is free again")
-
-
-async def _has_slot_back(door: Door) -> bool:
-    account = door.stand.gateway.doors._limiter._accounts["shop"]
-    return account.slots is not None and not account.slots.is_alive
-
-
 async def test_without_redis_known_keys_go_on(town: Town, door: Door) -> None:
     await town.records.change_tenant("shop", {"requests_per_minute": 5})
     key, _ = await town.records.create_key("shop")
     admin, _ = await town.records.create_key("default", is_admin=True)
-    await until(lambda: _opens(door, key), what="the key")
+    await until(lambda: opens(door, key), what="the key")
     await town.redis.kill()
 
     async def is_unknown_unavailable() -> bool:
@@ -285,7 +129,7 @@ async def test_without_redis_known_keys_go_on(town: Town, door: Door) -> None:
 
 async def test_lost_records_are_not_taken_for_no_keys(town: Town, door: Door) -> None:
     key, _ = await town.records.create_key("default")
-    await until(lambda: _opens(door, key), what="the key")
+    await until(lambda: opens(door, key), what="the key")
     client = Redis(host="127.0.0.1", port=town.redis.port)
     await client.flushall()
     await client.aclose()
@@ -311,40 +155,11 @@ async def test_a_gateway_that_never_read_the_keys_lets_nobody_in(town: Town) -> 
         assert await door.status(cluster_key(TOKEN)) == 200
 
 
-async def test_usage_is_metered_by_key_and_model(town: Town) -> None:
-    key, record = await town.records.create_key("shop")
-    async with town.gateway() as door:
-        await until(lambda: _knows(door), what="keys")
-        replies = [await door.ask(key) for _ in range(3)]
-        assert [reply.status_code for reply in replies] == [200] * 3
-    # The gateway has ended: what it knew is stored.
-    (row,) = await town.records.usage(key_id=record.id)
-    assert (row.tenant, row.model, row.requests) == ("shop", MODEL, 3)
-    assert row.prompt_tokens == 3 * USED["prompt_tokens"]
-    assert row.completion_tokens == 3 * USED["completion_tokens"]
-    assert row.cached_tokens == 3 * USED["cached_tokens"]
-    assert await town.records.usage(tenant="other") == []
-
-
-async def test_usage_waits_for_the_store(town: Town, door: Door) -> None:
-    key, record = await town.records.create_key("shop")
-    await until(lambda: _opens(door, key), what="the key")
-    await town.redis.kill()
-    assert await door.status(key) == 200
-    await town.redis.start()
-
-    async def is_stored() -> bool:
-        rows = await town.records.usage(key_id=record.id)
-        return bool(rows) and rows[0].requests == 2
-
-    await until(is_stored, what="both requests are stored")
-
-
 async def test_admin_routes(town: Town, door: Door) -> None:
     assert (await door.http.get("/v1/admin/keys")).status_code == 401  # though nothing else asks
     admin = bearer((await town.records.create_key("default", is_admin=True))[0])
     plain = bearer((await town.records.create_key("shop"))[0])
-    await until(lambda: _knows(door), what="keys")
+    await until(lambda: knows(door), what="keys")
     for path in ("/v1/admin/keys", "/v1/admin/usage", "/metrics"):
         refusal = await door.http.get(path, headers=plain)
         assert refusal.status_code == 403 and code(refusal) == "admin_key_needed"
@@ -356,7 +171,9 @@ async def test_admin_routes(town: Town, door: Door) -> None:
     changed = await door.http.put(
         "/v1/admin/tenants/new", headers=admin, json={"requests_per_minute": 3}
     )
-    assert changed.json()["requests_per_minute"] == 3
+    assert (changed.json()["requests_per_minute"], changed.json()["weight"]) == (3, 1.0)
+    weighted = await door.http.put("/v1/admin/tenants/new", headers=admin, json={"weight": 2.5})
+    assert (weighted.json()["requests_per_minute"], weighted.json()["weight"]) == (3, 2.5)
     listed = (await door.http.get("/v1/admin/keys", headers=admin)).json()
     assert {row["tenant"] for row in listed["data"]} == {"default", "shop", "new"}
     assert made.json()["key"] not in str(listed)
@@ -372,6 +189,9 @@ WRONG: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("/v1/admin/tenants/new", {"allowed_models": "demo"}, "allowed_models"),
     ("/v1/admin/tenants/new", {"allowed_models": [""]}, "allowed_models[0]"),
     ("/v1/admin/tenants/new", {"rpm": 1}, "rpm"),
+    ("/v1/admin/tenants/new", {"weight": 0}, "weight"),
+    ("/v1/admin/tenants/new", {"weight": "2"}, "weight"),
+    ("/v1/admin/tenants/new", {"weight": 1e9}, "weight"),
     ("/v1/admin/tenants/a%20b", {"requests_per_minute": 1}, "tenant"),
     ("/v1/admin/keys", {"tenant": "a/b"}, "tenant"),
     ("/v1/admin/keys", {"is_admin": 1}, "is_admin"),

@@ -135,6 +135,7 @@ async def test_one_job_over_the_limit_is_told_to_come_back(plain_gateway: Gatewa
     error = await plain_gateway.until_refused(2)
     assert (error.code, error.reason) == (types.ERROR_CODE_UNAVAILABLE, "job_executor_full")
     assert error.retry_after_seconds > 0
+    await plain_gateway.until_admitted(1)
     await plain_gateway.send(cancel=jobs_pb2.CancelJob(handle=1))
     await plain_gateway.until_finished(1)
     await plain_gateway.submit(3, prompt="x")

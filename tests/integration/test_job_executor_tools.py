@@ -137,6 +137,7 @@ async def test_a_forced_call_is_a_grammar(gateway: Gateway, executor: FakeTaskEx
     await submit(gateway, ask(jobs_pb2.TOOL_MODE_REQUIRED))
     _, task = await executor.task()
     assert task.sampling.grammar.param == "tools"
+    assert list(task.sampling.grammar.part_params) == ["tools[0].function.parameters"]
     assert "call)*" in task.sampling.grammar.lark and "weather" in task.sampling.grammar.lark
 
 

@@ -18,10 +18,12 @@ import pytest
 from deepflow.bus import Bus
 from deepflow.lifecycle import bound_to_parent
 from deepflow.rpc import Peer
-from deepflow.v1 import cluster_pb2, events_pb2, tasks_pb2
+from deepflow.v1 import cache_pb2, cluster_pb2, events_pb2, tasks_pb2
 from deepflow.v1 import types_pb2 as types
+from deepflow.v1.cache_pb2_grpc import PromptTreeServiceStub
 from deepflow.v1.tasks_pb2_grpc import TaskExecutorServiceStub
 from services.job_executor.prompt_tree.index_reader import read_index, read_stored_index
+from services.job_executor.prompt_tree.service import digest
 from services.job_executor.server import JobExecutorServer
 from services.kv_store.config import KvStoreConfig
 from services.kv_store.server import KvStoreServer
@@ -216,6 +218,15 @@ class Cluster:
         await store.close()
         return await self.num_blocks()
 
+    async def described(self, server: JobExecutorServer) -> dict[str, tuple[int, bytes]]:
+        """As it tells whoever holds its tree against the truth."""
+        peer = Peer(server.membership.member.address, TOKEN)
+        method = PromptTreeServiceStub(peer.channel).DescribePromptTree
+        request = cache_pb2.DescribePromptTreeRequest()
+        reply = await peer.call(method, request, timeout_seconds=5)
+        await peer.close()
+        return {it.task_executor_id: (it.blocks, it.digest) for it in reply.branches}
+
     async def num_blocks(self) -> int:
         return sum([len(await self.index(name)) for name in self._processes])
 
@@ -259,7 +270,11 @@ async def test_conversations_follow_their_cache_and_the_dead_are_forgotten(
             assert cached >= least, f"turn {turn} of conversation {number}"
             prompts[number] = [*prompt, token, *words(number + turn, 40)]
             await cluster.until_agreed()
-    spread = {name: len(await cluster.index(name)) for name in NAMES}
+    held = {name: await cluster.index(name) for name in NAMES}
+    spread = {name: len(blocks) for name, blocks in held.items()}
+    for server in cluster.job_executors:
+        truth = {name: (len(blocks), digest(sorted(blocks))) for name, blocks in held.items()}
+        assert await cluster.described(server) == truth
     assert all(spread.values()), f"one of them got everything: {spread}"
 
     cluster.kill("te-1")

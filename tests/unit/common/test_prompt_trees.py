@@ -171,8 +171,21 @@ STEP = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
-@given(st.lists(STEP, max_size=60), st.booleans())
+# Of one task executor, with much loss: what is left of a former life is met more often.
+HEARD_BY_FEW = st.sets(TREE, max_size=1)
+LIVES = st.one_of(
+    st.tuples(st.just("store"), st.just("te-1"), BLOCK, COUNT, HEARD_BY_FEW),
+    st.tuples(st.just("store"), st.just("te-1"), BLOCK, COUNT, HEARD_BY_FEW),
+    st.tuples(st.just("restart"), st.just("te-1")),
+    st.tuples(st.just("begin_reading"), st.just("te-1"), TREE),
+    st.tuples(st.just("end_reading"), PLACE),
+    st.tuples(st.just("deliver"), PLACE, TREE, st.booleans()),
+    st.tuples(st.just("beat"), st.just("te-1"), TREE),
+)
+
+
+@settings(max_examples=800, deadline=None)
+@given(st.lists(STEP, max_size=60) | st.lists(LIVES, min_size=4, max_size=14), st.booleans())
 def test_once_quiet_every_tree_is_what_the_task_executors_hold(
     steps: list[tuple[object, ...]], late_mail: bool
 ) -> None:

@@ -33,6 +33,12 @@ def test_anything_else_is_refused_with_an_example(text: str) -> None:
         parse_bytes(text)
 
 
+def test_a_refusal_is_a_sentence_however_long_what_was_written() -> None:
+    with pytest.raises(ValueError, match="write 2GiB") as refused:
+        parse_bytes("9" * 5000)
+    assert len(str(refused.value)) < 200
+
+
 @given(st.integers(0, 2**60))
 def test_what_is_shown_can_be_read_back_within_its_digits(count: int) -> None:
     shown = parse_bytes(format_bytes(count).replace(" bytes", "B"))

@@ -32,6 +32,13 @@ def test_every_field_of_the_contract_is_filled() -> None:
     assert job.chat.messages[0].content == "hi" and job.return_prompt
 
 
+def test_the_tenants_weight_travels_with_the_job() -> None:
+    request = GenerationRequest(model="m", work=jobs.ChatInput())
+    trace = types.TraceContext()
+    job = make_job(request, request_id="r", trace=trace, seconds_max=1, tenant_weight=2.5)
+    assert job.tenant_weight == 2.5
+
+
 def test_a_seed_is_drawn_where_none_was_given_and_kept_where_one_was() -> None:
     assert make().sampling.seed != make().sampling.seed
     assert make(seed=5).sampling.seed == 5

@@ -198,6 +198,14 @@ async def test_admission_has_a_deadline() -> None:
         await Stand().run.admission(0.01)
 
 
+async def test_a_job_that_waits_for_its_turn_has_no_such_deadline() -> None:
+    stand = Stand()
+    stand.run.queue()
+    asyncio.get_running_loop().call_later(0.05, stand.run.admit)
+    await stand.run.admission(0.01)
+    assert stand.run.admitted
+
+
 async def test_a_handler_that_was_cancelled_does_not_hurt_the_reader() -> None:
     stand = Stand()
     stand.sink.is_slow = True

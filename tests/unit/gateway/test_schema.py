@@ -13,9 +13,11 @@ from services.gateway.schema.chat import CHAT
 from services.gateway.schema.completion import COMPLETION, check_token_ids
 from services.gateway.schema.docs import docs_page
 from services.gateway.schema.fields import Fields
+from services.gateway.schema.grammar import JSON_SCHEMA
 from services.gateway.schema.limits import Limits
 from services.gateway.schema.openapi import openapi_document
 from services.gateway.schema.request import GenerationRequest, read_chat, read_completion
+from services.gateway.schema.tools import FUNCTION
 
 LIMITS = Limits(n=4, prompts=3, choices=6, messages=5, stop_strings=4, stop_characters=8)
 
@@ -71,7 +73,7 @@ def test_null_is_the_same_as_leaving_a_field_out(fields: Fields) -> None:
     assert fields.read(dict.fromkeys(names(fields)), LIMITS) == {}
 
 
-@pytest.mark.parametrize("fields", [CHAT, COMPLETION])
+@pytest.mark.parametrize("fields", [CHAT, COMPLETION, FUNCTION, JSON_SCHEMA])
 def test_inert_values_are_taken_and_others_refused_by_name(fields: Fields) -> None:
     for field in fields.inert:
         for value in field.values or ({"anything": 1},):

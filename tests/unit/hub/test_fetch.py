@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import pytest
 
+from deepflow.core.repository import Repository
 from deepflow.hub.client import HubClient, HubSettings
 from deepflow.hub.download import FileDownload
 from deepflow.hub.errors import HubError, Offline
 from deepflow.hub.fetch import FetchProgress, fetch_model
 from deepflow.hub.listing import HubFile, parse_listing
-from deepflow.hub.repository import Repository
 from tests.fake_hub import COMMIT, FakeHub, fake_hub
 from tests.servers import free_port
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from deepflow.core.repository import Repository, parse_repository
 from deepflow.hub.errors import BadAnswer, HubError
 from deepflow.hub.listing import HubFile, Listing, parse_listing, select
-from deepflow.hub.repository import Repository, parse_repository
 
 COMMIT = "a" * 40
 REPOSITORY = Repository("acme", "tiny")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deepflow.local.deployments import (
+from deepflow.deployments import (
     FAILED,
     LOADING,
     READY,

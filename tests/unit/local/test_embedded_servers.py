@@ -1,11 +1,20 @@
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from deepflow.local import binaries
 from deepflow.local.data_dir import DataDir, Ports, Secrets
-from deepflow.local.servers import nats_command, nats_config, redis_command, redis_config
+from deepflow.local.redis_users import kv_store_password
+from deepflow.local.servers import (
+    NATS_CONNECTIONS_MAX,
+    REDIS_CONNECTIONS_MAX,
+    nats_command,
+    nats_config,
+    redis_command,
+    redis_config,
+)
 
 SECRETS = Secrets("token", "nats-secret", "redis-secret")
 
@@ -14,14 +23,29 @@ def test_redis_keeps_every_write_and_evicts_nothing() -> None:
     lines = redis_config(1, "secret", Path("/data")).splitlines()
     for line in ("appendonly yes", "appendfsync always", "maxmemory-policy noeviction"):
         assert line in lines
-    assert 'requirepass "secret"' in lines
     assert "bind 127.0.0.1" in lines
+    assert f"maxclients {REDIS_CONNECTIONS_MAX}" in lines
+    assert "user default off" in lines
 
 
-def test_nats_listens_on_the_loopback_with_a_password() -> None:
+def test_redis_keeps_hashes_of_passwords_only() -> None:
+    config = redis_config(1, "secret", Path("/data"))
+    assert "secret" not in config
+    assert kv_store_password("secret") not in config
+
+
+def test_nats_listens_on_the_loopback_with_users_and_bounds(tmp_path: Path) -> None:
     config = nats_config(4222, 'se"cret')
     assert "host: 127.0.0.1" in config
-    assert r'password: "se\"cret"' in config
+    assert f"max_connections: {NATS_CONNECTIONS_MAX}" in config
+    assert "max_payload: 4MB" in config
+    assert "http" not in config  # no monitoring port
+    file = tmp_path / "nats.conf"
+    file.write_text(config)
+    told = subprocess.run(
+        [str(binaries.nats_server()), "-c", str(file), "-t"], capture_output=True, timeout=30
+    )
+    assert told.returncode == 0, told.stderr
 
 
 def test_passwords_are_in_private_files_only(tmp_path: Path) -> None:
@@ -34,7 +58,7 @@ def test_passwords_are_in_private_files_only(tmp_path: Path) -> None:
     ):
         assert not any("secret" in word for word in command)
         config = Path(command[-1])
-        assert "secret" in config.read_text()
+        assert "secret" not in config.read_text()
         assert stat.S_IMODE(config.stat().st_mode) == 0o600
 
 

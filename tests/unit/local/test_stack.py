@@ -5,7 +5,10 @@ import pytest
 
 from deepflow import config
 from deepflow.local.data_dir import DataDir, Ports, Secrets
+from deepflow.local.nats_users import SERVICES, SUPERVISOR, password_of
+from deepflow.local.redis_users import kv_store_password
 from deepflow.local.stack import Stack, StackOptions
+from deepflow.local.tls_folder import TlsFolder
 from services.cluster_manager.config import ClusterManagerConfig
 from services.gateway.config import GatewayConfig
 from services.job_executor.config import JobExecutorConfig
@@ -31,20 +34,36 @@ def test_every_service_reads_what_it_is_told(tmp_path: Path) -> None:
     )
     assert (store.port, store.redis_url, store.redis_password, store.initialise) == (
         1003,
-        "redis://127.0.0.1:1002/0",
-        "redis-secret",
+        "redis://kv-store@127.0.0.1:1002/0",
+        kv_store_password("redis-secret"),
         True,
     )
-    gateways = [
-        config.load(GatewayConfig, "gateway", environ=g.environment) for g in stack.gateways()
-    ]
-    assert [(g.id, g.port) for g in gateways] == [("gateway-0", 9000), ("gateway-1", 9001)]
-    for settings in (manager, store, *gateways):
+    spec = stack.gateway("gateway-1", 9001)
+    gateway = config.load(GatewayConfig, "gateway", environ=spec.environment)
+    assert (gateway.id, gateway.port, gateway.host) == ("gateway-1", 9001, "127.0.0.1")
+    assert (gateway.meet_seconds_max, manager.gateways) == (5.0, 2)
+    for settings in (manager, store, gateway):
         assert settings.cluster_token == "token"
         assert settings.nats_url == "nats://127.0.0.1:1001"
-        assert (settings.nats_user, settings.nats_password) == ("deepflow", "nats-secret")
         assert settings.kv_store_address == "127.0.0.1:1003"
         assert settings.cluster_manager_address == "127.0.0.1:1005,127.0.0.1:1007"
+
+
+def test_each_service_is_told_the_password_of_its_own_nats_user_only(tmp_path: Path) -> None:
+    stack = _stack(tmp_path, DEEPFLOW_NATS_USER="from", DEEPFLOW_NATS_PASSWORD="outside")
+    passwords = {
+        service: password_of(user, SECRETS.nats_password) for service, user in SERVICES.items()
+    }
+    assert len({*passwords.values(), password_of(SUPERVISOR, SECRETS.nats_password)}) == 6
+    for service, user in SERVICES.items():
+        told = stack.service(service, "one", {}).environment
+        assert (told["DEEPFLOW_NATS_USER"], told["DEEPFLOW_NATS_PASSWORD"]) == (
+            user.name,
+            passwords[service],
+        )
+        secret = {value for value in told.values() if value in passwords.values()}
+        assert secret == {passwords[service]}
+        assert not {SECRETS.nats_password, SECRETS.redis_password} & set(told.values())
 
 
 def test_a_standby_has_a_name_and_ports_of_its_own(tmp_path: Path) -> None:
@@ -56,7 +75,11 @@ def test_a_standby_has_a_name_and_ports_of_its_own(tmp_path: Path) -> None:
 
 def test_the_token_of_a_hub_stays_with_the_command(tmp_path: Path) -> None:
     stack = _stack(tmp_path, HF_TOKEN="secret", HF_ENDPOINT="http://hub")
-    specs = (stack.embedded("nats", ("nats-server",)), *stack.gateways(), *stack.cluster_managers())
+    specs = (
+        stack.embedded("nats", ("nats-server",)),
+        stack.gateway("gateway-0", 8000),
+        *stack.cluster_managers(),
+    )
     for spec in specs:
         assert "secret" not in spec.environment.values()
 
@@ -66,7 +89,7 @@ def test_no_service_is_told_what_it_does_not_know(tmp_path: Path) -> None:
     for kind, spec in (
         (ClusterManagerConfig, stack.cluster_managers()[0]),
         (KvStoreConfig, stack.kv_store(initialise=False)),
-        (GatewayConfig, stack.gateways()[0]),
+        (GatewayConfig, stack.gateway("gateway-0", 8000)),
         (JobExecutorConfig, stack.service("job_executor", "je-0", {"jobs_max": 5})),
     ):
         assert config.unknown_variables(kind, spec.service, spec.environment) == []
@@ -91,7 +114,7 @@ def test_no_secret_is_on_a_command_line_or_told_to_redis(tmp_path: Path) -> None
     stack = _stack(tmp_path, DEEPFLOW_CLUSTER_TOKEN="from outside")
     redis = stack.embedded("redis", ("redis-server", "redis.conf"))
     assert not [name for name in redis.environment if name.startswith("DEEPFLOW_")]
-    for spec in (redis, stack.cluster_managers()[0], *stack.gateways()):
+    for spec in (redis, stack.cluster_managers()[0], stack.gateway("gateway-0", 8000)):
         assert not set(spec.command) & {"token", "nats-secret", "redis-secret"}
 
 
@@ -105,4 +128,30 @@ def test_no_secret_is_on_a_command_line_or_told_to_redis(tmp_path: Path) -> None
     ],
 )
 def test_urls_are_reachable_from_here(host: str, url: str) -> None:
-    assert StackOptions(host=host).urls == [url]
+    assert StackOptions(host=host).url(8000) == url
+
+
+def test_over_tls_all_are_told_the_same_and_the_gateways_more(tmp_path: Path) -> None:
+    folder = TlsFolder(tmp_path / "tls")
+    stack = _stack(
+        tmp_path,
+        StackOptions(tls=folder),
+        DEEPFLOW_TLS_CA="/outside",
+        DEEPFLOW_KV_STORE_TLS_KEY="/outside",
+        DEEPFLOW_GATEWAY_HTTPS_KEY="/outside",
+    )
+    gateway = stack.gateway("gateway-0", 8000)
+    told = config.load(GatewayConfig, "gateway", environ=gateway.environment)
+    assert told.https_certificate == str(folder.public.certificate)
+    assert told.https_key == str(folder.public.key)
+    for spec in (gateway, stack.kv_store(initialise=False), *stack.cluster_managers()):
+        assert spec.environment.items() >= folder.mesh_environment.items()
+        assert "/outside" not in spec.environment.values()
+    assert stack.options.url(8000) == "https://127.0.0.1:8000"
+
+
+def test_without_tls_nobody_is_told_of_any(tmp_path: Path) -> None:
+    """Also not by the environment: the supervisor would not understand its own services."""
+    stack = _stack(tmp_path, DEEPFLOW_TLS_CA="/outside", DEEPFLOW_GATEWAY_HTTPS_KEY="/outside")
+    for spec in (stack.gateway("gateway-0", 8000), *stack.cluster_managers()):
+        assert not [name for name in spec.environment if "_TLS_" in name or "_HTTPS_" in name]
