@@ -30,6 +30,7 @@ DEVICE = "emulated:ascend-910b"
 ROWS = 16
 KEYS_SECONDS_MAX = 60.0
 SETTLE_SECONDS = 2.0  # until the greedy tenant fills every row
+REFUSED_SECONDS = 0.5  # before a greedy client asks again
 
 Say = Callable[[str], None]
 
@@ -126,13 +127,16 @@ async def _crowd(options: FairnessOptions, port: int, key: str) -> AsyncIterator
 
     async def ask_on(connection: StreamConnection, number: int) -> None:
         request = chat_request(port, MODEL, f"More {number}!", options.greedy_tokens, key)
-        while True:
-            try:
-                await connection.ask(request)
-            except (BenchError, TimeoutError):
-                await asyncio.sleep(0.5)
-                connection.close()
-                connection = await connect(port)
+        try:
+            while True:
+                try:
+                    await connection.ask(request)
+                except (BenchError, TimeoutError):
+                    connection.close()
+                    await asyncio.sleep(REFUSED_SECONDS)
+                    connection = await connect(port)
+        finally:
+            connection.close()
 
     tasks = [asyncio.create_task(ask_on(it, n)) for n, it in enumerate(connections)]
     try:
@@ -141,8 +145,6 @@ async def _crowd(options: FairnessOptions, port: int, key: str) -> AsyncIterator
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for connection in connections:
-            connection.close()
         await asyncio.sleep(SETTLE_SECONDS)
 
 

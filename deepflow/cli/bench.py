@@ -22,6 +22,10 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+ModelOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Model folder; without one, random weights of --shape."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only the JSON object.")]
 
 
@@ -56,16 +60,12 @@ def mesh(
 
 @app.command()
 def engine(
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Model folder; without one, random weights of --shape."
-        ),
-    ] = None,
+    model: ModelOption = None,
     shape: Annotated[
         str,
         typer.Option(
-            help="Random weights to write where no model is given: llama-100m, qwen3-450m."
+            help="Random weights to write where no model is given: llama-15m, llama-100m,"
+            " qwen3-450m."
         ),
     ] = "llama-100m",
     requests: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 32,
@@ -189,12 +189,7 @@ def fairness(
 
 @app.command()
 def rtc(
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Model folder; without one, random weights of --shape."
-        ),
-    ] = None,
+    model: ModelOption = None,
     shape: Annotated[
         str,
         typer.Option(
@@ -257,12 +252,7 @@ def _show_rtc(report: "RtcReport") -> None:
 
 @app.command()
 def pacing(
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Model folder; without one, random weights of --shape."
-        ),
-    ] = None,
+    model: ModelOption = None,
     shape: Annotated[
         str, typer.Option(help="Random weights to write where no model is given.")
     ] = "llama-100m",

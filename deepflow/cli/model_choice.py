@@ -162,7 +162,7 @@ def _missing(source: Path, device: str) -> str:
         return "there is no such folder"
     absent = [name for name in ("config.json", "tokenizer.json") if not (source / name).is_file()]
     # An emulated device computes nothing, so it needs no weights.
-    if device == "cpu" and not any(source.glob("*.safetensors")):
+    if not device.startswith("emulated:") and not any(source.glob("*.safetensors")):
         absent.append("*.safetensors")
     if not absent:
         return ""

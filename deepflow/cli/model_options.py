@@ -16,8 +16,9 @@ NameOption = Annotated[
 DeviceOption = Annotated[
     str,
     typer.Option(
-        help="cpu, or emulated:NAME, which computes nothing and takes the time that the named"
-        " accelerator would: emulated:zero, emulated:ascend-910b, emulated:h200."
+        help="cpu; npu, which was never run on a card yet; or emulated:NAME, which computes nothing"
+        " and takes the time that the named accelerator would: emulated:zero,"
+        " emulated:ascend-910b, emulated:h200."
     ),
 ]
 DtypeOption = Annotated[

@@ -14,6 +14,7 @@ from deepflow import logs
 from services.task_executor.devices.torch_import import import_torch
 from services.task_executor.flowserve.engine_process import EngineProcess, ParentLost
 from services.task_executor.flowserve.failed_steps import EngineBroken
+from services.task_executor.flowserve.process_arguments import add_process_arguments
 from services.task_executor.flowserve.ring import Ring
 
 log = logging.getLogger(__name__)
@@ -49,20 +50,11 @@ def main() -> int:
 
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m services.task_executor.flowserve")
-    descriptors = "memory, filled and freed descriptors of a ring, as FD,FD,FD"
-    parser.add_argument("--inbox", type=_parse_fds, required=True, help=descriptors)
-    parser.add_argument("--outbox", type=_parse_fds, required=True, help=descriptors)
+    add_process_arguments(parser)
     parser.add_argument(
         "--preload", choices=["torch"], help="import this before the first model is known"
     )
-    parser.add_argument("--log-level", default="info", help="debug, info, warning or error")
-    parser.add_argument("--log-format", choices=["json", "text"], default="json")
-    parser.add_argument("--id", default="engine", help="the task executor that the engine is of")
     return parser.parse_args()
-
-
-def _parse_fds(text: str) -> tuple[int, ...]:
-    return tuple(int(fd) for fd in text.split(","))
 
 
 if __name__ == "__main__":

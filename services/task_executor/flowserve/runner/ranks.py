@@ -27,10 +27,6 @@ class RanksRunner:
         self._close_ranks = close_ranks
 
     @property
-    def rank_pids(self) -> list[int]:
-        return self._crew.pids
-
-    @property
     def wake_fds(self) -> tuple[int, ...]:
         return (*self._own.wake_fds, self._crew.fault_fd)
 

@@ -67,11 +67,6 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self._sequences or self._flights)
 
-    @property
-    def num_flights(self) -> int:
-        """Steps that were planned and not yet answered."""
-        return len(self._flights)
-
     # What comes in between two steps
 
     def submit(self, message: Submit, *, is_complete: bool = False, now: float = 0.0) -> None:
@@ -238,6 +233,7 @@ class Scheduler:
         return ready
 
     def _ready_to_decode(self) -> list[Sequence]:
+        # Of the others the tokens under way are the last, whatever they will be.
         going_on = [s for s in self._decoding if len(s.token_ids) + s.pending < s.limit]
         if self._config.runs_ahead:
             return going_on

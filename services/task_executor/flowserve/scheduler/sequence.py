@@ -94,11 +94,6 @@ class Sequence:
         return self.target - self.computed
 
     @property
-    def ends_by_itself(self) -> bool:
-        """Whatever the steps under way draw, their tokens are its last."""
-        return len(self.token_ids) + self.pending >= self.limit
-
-    @property
     def wants_no_answer(self) -> bool:
         return self.sampling.max_tokens == 0
 
