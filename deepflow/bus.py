@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 RECONNECT_SECONDS = 0.25
 PING_SECONDS = 5
+CANCEL_SECONDS = 0.1
 
 M = TypeVar("M", bound=Message)
 
@@ -111,9 +112,14 @@ class Bus:
     async def close(self) -> None:
         if self._connecting is None:
             return  # never started: nothing to close
-        self._connecting.cancel()
-        if not self._client.is_closed:
-            await self._client.close()
+        while not self._connecting.done():
+            # Once is not always enough: wait_for before Python 3.12 answers a cancellation that
+            # meets its end with the result, and the client would go on to connect.
+            self._connecting.cancel()
+            await asyncio.wait({self._connecting}, timeout=CANCEL_SECONDS)
+        client = self._client
+        if client.is_connecting or client.is_connected or client.is_reconnecting:
+            await client.close()
 
     async def _reconnected(self) -> None:
         log.info("NATS is back")

@@ -1,5 +1,7 @@
 """The bus over a real NATS: what is heard, and what is not."""
 
+import asyncio
+import gc
 from collections.abc import AsyncIterator
 
 import pytest
@@ -60,3 +62,19 @@ async def test_nobody_is_heard_in_anothers_name(
     assert caplog.text.count("speaks for somebody else") >= 3
     await stranger.close()
     await bus.close()
+
+
+async def test_closing_at_any_moment_of_connecting_leaves_nothing(server: ServerProcess) -> None:
+    """Each round closes one step of the event loop later than the one before."""
+    config = ServiceConfig(nats_url=server.url, nats_user="u", nats_password="p")
+    connected = 0
+    for steps in range(200):
+        bus = Bus(config, "test")
+        bus.start()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        connected += bus.connected.is_set()
+        await bus.close()
+        assert asyncio.all_tasks() == {asyncio.current_task()}, steps
+        gc.collect()  # a connection left open is a ResourceWarning, hence an error
+    assert 0 < connected < 200
