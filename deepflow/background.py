@@ -1,15 +1,16 @@
 """Tasks that run beside others until they are told to end."""
 
 import asyncio
+from typing import Any
 
 AGAIN_SECONDS = 0.5
 
 
-async def end(*tasks: "asyncio.Task[None] | None") -> None:
+async def end(*tasks: "asyncio.Task[Any] | None") -> None:
     """Cancel and wait. What a task ended in is nobody's business any more.
 
-    A library that meets a cancellation at the end of a call may swallow it (gRPC does): a task
-    that goes on is told again.
+    A cancellation that meets the end of a call may be swallowed (by gRPC, and by wait_for before
+    Python 3.12): a task that goes on is told again.
     """
     waiting = {task for task in tasks if task is not None and not task.done()}
     while waiting:

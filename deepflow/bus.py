@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from deepflow import process_metrics
+from deepflow import background, process_metrics
 from deepflow.config import ServiceConfig
 from deepflow.subjects import is_by_its_speaker
 
@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 
 RECONNECT_SECONDS = 0.25
 PING_SECONDS = 5
-CANCEL_SECONDS = 0.1
 
 M = TypeVar("M", bound=Message)
 
@@ -112,11 +111,7 @@ class Bus:
     async def close(self) -> None:
         if self._connecting is None:
             return  # never started: nothing to close
-        while not self._connecting.done():
-            # Once is not always enough: wait_for before Python 3.12 answers a cancellation that
-            # meets its end with the result, and the client would go on to connect.
-            self._connecting.cancel()
-            await asyncio.wait({self._connecting}, timeout=CANCEL_SECONDS)
+        await background.end(self._connecting)
         client = self._client
         if client.is_connecting or client.is_connected or client.is_reconnecting:
             await client.close()

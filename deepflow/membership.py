@@ -9,7 +9,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 
-from deepflow import __version__
+from deepflow import __version__, background
 from deepflow.bus import Bus
 from deepflow.cluster_managers import ClusterManagers
 from deepflow.config import ServiceConfig
@@ -89,8 +89,7 @@ class Membership:
 
     async def close(self) -> None:
         """Say goodbye where somebody listens."""
-        for task in self._tasks:
-            task.cancel()
+        await background.end(*self._tasks)
         request = cluster_pb2.DeregisterRequest(
             id=self.member.id, incarnation=self.member.incarnation
         )

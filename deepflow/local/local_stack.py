@@ -6,7 +6,7 @@ import os
 import platform
 from typing import Any
 
-from deepflow import __version__
+from deepflow import __version__, background
 from deepflow.errors import InvalidRequest, Unavailable
 from deepflow.local.data_dir import DataDir
 from deepflow.local.gateways import Gateways, gateway_name
@@ -104,8 +104,7 @@ class LocalStack:
 
     async def stop(self) -> None:
         """Also after a start that failed half-way, and after `kill`."""
-        if self._probing is not None:
-            self._probing.cancel()
+        await background.end(self._probing)
         if self._cluster is not None:
             await self._cluster.close()
         await self.supervisor.shutdown()

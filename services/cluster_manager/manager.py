@@ -5,7 +5,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 
-from deepflow import clock
+from deepflow import background, clock
 from deepflow.errors import DeepFlowError
 from deepflow.v1 import cluster_pb2
 from deepflow.v1 import types_pb2 as types
@@ -110,9 +110,7 @@ class Manager:
 
     async def close(self) -> None:
         self.is_active = False
-        for order in self._orders:
-            order.cancel()
-        await asyncio.gather(*self._orders, return_exceptions=True)
+        await background.end(*self._orders)
         await self.loads.close()
         await self._driver.close()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 
 import grpc.aio
 
-from deepflow import __version__, rpc
+from deepflow import __version__, background, rpc
 from deepflow.bus import Bus
 from deepflow.health import HealthServer
 from deepflow.ids import new_id, new_incarnation
@@ -63,9 +63,7 @@ class ClusterManagerServer:
         """Nothing runs here that anybody waits for."""
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await background.end(*self._tasks)
         if self._grpc is not None:
             await self._grpc.stop(STOP_SECONDS)
         if self._manager is not None:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 
-from deepflow import clock
+from deepflow import background, clock
 from deepflow.deployments import content_of
 from deepflow.errors import DeepFlowError
 from deepflow.rpc import Peer
@@ -85,7 +85,7 @@ class Loads:
         calls = list(self._calls.values())
         for id in list(self._assignments):
             self.forget(id)
-        await asyncio.gather(*calls, return_exceptions=True)
+        await background.end(*calls)
 
     def _begin(self, id: str, it: Assignment, call: Coroutine[None, None, None]) -> None:
         self.forget(id)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import grpc.aio
 
+from deepflow import background
 from deepflow.errors import DeepFlowError, Internal, Unavailable, from_proto
 from deepflow.rpc import Peer, translate
 from deepflow.v1 import cluster_pb2 as cluster
@@ -72,9 +73,7 @@ class JobExecutorLink:
         self._task = asyncio.create_task(self._keep_open())
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await background.end(self._task)
         await self._peer.close()
 
     def submit(self, job: jobs.Job, choices: int, answer: Answer, token_window: int) -> JobRun:

@@ -8,7 +8,7 @@ import sys
 from asyncio.subprocess import Process
 from collections.abc import Callable, Mapping, Sequence
 
-from deepflow import clock
+from deepflow import background, clock
 from deepflow.config import PREFIX
 from deepflow.errors import DeepFlowError, InvalidRequest, RateLimited, Unavailable
 from deepflow.lifecycle import bound_to_parent
@@ -106,10 +106,7 @@ class EngineProcess:
             self._cancelled = []
 
     async def close(self) -> None:
-        if self._keeper is not None:
-            self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
+        await background.end(self._keeper)
         if self.process is not None:
             await self._end(self.process)
         if self._link is not None:

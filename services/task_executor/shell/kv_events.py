@@ -7,6 +7,7 @@ sees the gap, in the next event or in the heartbeat's last_kv_seq, and asks for 
 import asyncio
 from collections.abc import Iterator, Sequence
 
+from deepflow import background
 from deepflow.bus import Bus
 from deepflow.v1 import cache_pb2, events_pb2
 from services.task_executor.flowserve.messages import KvChange
@@ -51,8 +52,7 @@ class KvEventPublisher:
         )
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+        await background.end(self._task)
 
     def _append(self, events: list[events_pb2.KvEvent]) -> None:
         if not events:

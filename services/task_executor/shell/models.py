@@ -5,6 +5,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
+from deepflow import background
 from deepflow.deployments import content_of
 from deepflow.errors import Conflict, DeepFlowError, InvalidRequest, Unavailable
 from deepflow.lifecycle import Lifecycle
@@ -99,9 +100,7 @@ class ModelHolder:
             self._unloading = None
 
     async def close(self) -> None:
-        for task in (self._loading, self._unloading):
-            if task is not None:
-                task.cancel()
+        await background.end(self._loading, self._unloading)
 
     async def _load(self, deployment: cluster_pb2.Deployment) -> cluster_pb2.Capabilities:
         self._member.deployment = deployment.name
