@@ -4,31 +4,26 @@ Prompts enter the task executors a window at a time, and a vector that waits for
 its place in the window: so a job of thousands delays nobody, and holds little here.
 """
 
-import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
 
-from deepflow import clock
 from deepflow.errors import (
     Cancelled,
-    DeadlineExceeded,
     DeepFlowError,
-    Internal,
     RateLimited,
     Unavailable,
     to_proto,
 )
 from deepflow.ids import new_id
 from deepflow.v1 import jobs_pb2, tasks_pb2
-from services.job_executor import metrics
 from services.job_executor.jobs.embedding_input import check_request, prompts
+from services.job_executor.jobs.life import JobLife
 from services.job_executor.jobs.outbox import Columns, Outbox
 from services.job_executor.jobs.parts import Parts
 from services.job_executor.jobs.vector import VectorTask, shorten
 from services.job_executor.scheduling.policy import RequestFeatures
 from services.job_executor.scheduling.ticket import Ticket, rank_of, weight_of
-from services.job_executor.scheduling.waiting_room import Arrival
 
 log = logging.getLogger(__name__)
 
@@ -54,31 +49,17 @@ class EmbeddingJob:
         self._running: set[VectorTask] = set()  # or waiting for their turn
         self._ready: list[jobs_pb2.JobEmbedding] = []  # vectors that the stream has not taken
         self._unaccepted: set[VectorTask] = set()  # before the admission, of those that run
-        self._is_called = False  # it was the turn of one of its tasks
         self._num_left = 0  # vectors that the stream has yet to take
         self._is_offered = False
-        self.is_admitted = False
-        self._is_over = False
-        self._story = parts.stories.begin(submit.job, "embedding", gateway_id)
-        self._outcome = "ok"
-        self._deadline: asyncio.TimerHandle | None = None
-        self._patience: asyncio.TimerHandle | None = None  # while all of it waits for its turn
-        self._preparing: asyncio.Task[None] | None = None
-        self._arrival: Arrival | None = None
-        self._span = parts.tracing.start(
-            "je.job",
-            submit.job.context.trace,
-            request_id=submit.job.context.request_id,
-            job_id=submit.job.id,
-            model=submit.job.model,
-        )
+        self._life = JobLife(submit, outbox, parts, "embedding", gateway_id, self._fail)
+
+    @property
+    def is_admitted(self) -> bool:
+        return self._life.is_admitted
 
     def start(self) -> None:
         """Begin; all that follows is told through the outbox."""
-        self._arm_deadline()
-        self._preparing = asyncio.create_task(self._prepare())
-        arrival = self._arrival = self._parts.room.arriving(self._request.context.tenant)
-        self._preparing.add_done_callback(lambda _: arrival.end())
+        self._life.start(self._prepare)
 
     def cancel(self) -> None:
         """The gateway wants no more: free the work at once."""
@@ -89,39 +70,23 @@ class EmbeddingJob:
 
     def drop(self) -> None:
         """The stream is gone: free everything, tell nobody."""
-        self._outcome = "gateway_lost"
+        self._life.lost_its_gateway()
         self._close()
-
-    @property
-    def _names(self) -> dict[str, str]:
-        """What every log line about this job carries, whoever's turn of the loop it is."""
-        return {"request_id": self._request.context.request_id, "job_id": self._request.id}
 
     # ── from prompts to tasks ────────────────────────────────────────────────────────────────
 
     async def _prepare(self) -> None:
         parts, request = self._parts, self._request
-        try:
-            model = await parts.library.get(request.model)
-            check_request(request.embedding, model, parts.embeddings_per_job_max)
-            await parts.links.settle(model.name)
-            tokens_max = parts.tokens_max(model)
-            token_ids = await prompts(request.embedding, model, parts.pool, tokens_max)
-            self._story.prompt_tokens = sum(map(len, token_ids))
-            self._span.set(prompt_tokens=self._story.prompt_tokens)
-            self._waiting.extend(VectorTask(self, i, ids) for i, ids in enumerate(token_ids))
-            self._num_left = len(token_ids)
-            parts.links.group_view(model.name)
-            parts.room.check(request.context.tenant)
-            if self._arrival is not None:
-                self._arrival.end()
-            self._ask_for_places()
-            self._wait_if_due()
-        except DeepFlowError as error:
-            self._fail(error)
-        except Exception:  # the top of one job: it fails alone, whatever our mistake was
-            log.exception("job failed", extra=self._names)
-            self._fail(Internal("the job executor failed on this request"))
+        model = await parts.library.get(request.model)
+        check_request(request.embedding, model, parts.embeddings_per_job_max)
+        await parts.links.settle(model.name)
+        tokens_max = parts.tokens_max(model)
+        token_ids = await prompts(request.embedding, model, parts.pool, tokens_max)
+        self._waiting.extend(VectorTask(self, i, ids) for i, ids in enumerate(token_ids))
+        self._num_left = len(token_ids)
+        self._life.arrived(sum(map(len, token_ids)))
+        self._ask_for_places()
+        self._life.wait_if_due()
 
     def _ask_for_places(self) -> None:
         """For as many as the window takes."""
@@ -129,29 +94,12 @@ class EmbeddingJob:
         weight, rank = weight_of(request.tenant_weight), rank_of(request.context)
         room = self._parts.embeddings_in_flight_max - len(self._running) - len(self._ready)
         for _ in range(min(room, len(self._waiting))):
-            if self._is_over:
+            if self._life.is_over:
                 return
             task = self._waiting.popleft()
             self._running.add(task)
             ticket = Ticket(task, request.model, request.context.tenant, weight, rank)
             task.ask(self._parts.room, ticket)
-
-    def _wait_if_due(self) -> None:
-        if self._is_called or self._is_over:
-            return
-        queued = jobs_pb2.JobQueued(handle=self.handle)
-        self._outbox.answer(jobs_pb2.JobsResponse(queued=queued))
-        self._span.event("queued")
-        loop, seconds = asyncio.get_running_loop(), self._parts.room.limits.seconds_max
-        self._patience = loop.call_later(seconds, self._wait_no_longer)
-
-    def _wait_no_longer(self) -> None:
-        self._fail(self._parts.room.waited_too_long())
-
-    def _stop_patience(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
 
     def _place(self, task: VectorTask, excluded: frozenset[str] = frozenset()) -> None:
         parts = self._parts
@@ -172,14 +120,13 @@ class EmbeddingJob:
             prompt_token_ids=task.prompt,
             embed=True,
         )
-        message.context.trace.CopyFrom(self._span.context)
+        message.context.trace.CopyFrom(self._life.span.context)
         return message
 
     # ── what its tasks tell ──────────────────────────────────────────────────────────────────
 
     def task_called(self, task: VectorTask) -> None:
-        self._is_called = True
-        self._stop_patience()
+        self._life.called()
         if not self.is_admitted:
             self._unaccepted.add(task)
         try:
@@ -187,17 +134,13 @@ class EmbeddingJob:
         except DeepFlowError as error:
             self._fail(error)
         except Exception:  # who calls has others to call
-            log.exception("job failed", extra=self._names)
-            self._fail(Internal("the job executor failed on this request"))
+            self._fail(self._life.our_mistake())
 
     def task_accepted(self, task: VectorTask) -> None:
         self._unaccepted.discard(task)
-        if self._unaccepted or self.is_admitted or self._is_over:
+        if self._unaccepted or self.is_admitted or self._life.is_over:
             return
-        self.is_admitted = True
-        self._story.admitted()
-        admitted = jobs_pb2.JobAdmitted(handle=self.handle, job_executor_id=self._parts.id)
-        self._outbox.answer(jobs_pb2.JobsResponse(admitted=admitted))
+        self._life.admitted()
         self._offer_if_due()
 
     def task_done(self, task: VectorTask, values: bytes) -> None:
@@ -218,7 +161,7 @@ class EmbeddingJob:
 
     def task_failed(self, task: VectorTask, error: DeepFlowError, where: str) -> None:
         """A vector may be computed anew anywhere; what cannot be repeated ends the job."""
-        if self._is_over:
+        if self._life.is_over:
             return
         has_attempts = task.attempt + 1 < self._parts.placement_attempts_max
         if has_attempts and isinstance(error, Unavailable | RateLimited):
@@ -230,8 +173,7 @@ class EmbeddingJob:
             except Unavailable:
                 log.debug("nobody else can take the task")
             else:
-                metrics.TASKS_REPLACED.inc()
-                log.info("placed a task anew: %s", error, extra=self._names)
+                self._life.replaced(error)
                 return
         self._fail(error)
 
@@ -240,7 +182,7 @@ class EmbeddingJob:
     def drain_into(self, columns: Columns) -> None:
         """The stream takes what is ready, and makes room in the window with it."""
         self._is_offered = False
-        if self._is_over:
+        if self._life.is_over:
             return
         columns.embeddings += self._ready
         self._num_left -= len(self._ready)
@@ -251,42 +193,24 @@ class EmbeddingJob:
         self._ask_for_places()
 
     def _offer_if_due(self) -> None:
-        if self._ready and self.is_admitted and not self._is_offered and not self._is_over:
+        if self._ready and self.is_admitted and not self._is_offered and not self._life.is_over:
             self._is_offered = True
             self._outbox.offer(self)
 
     # ── how it ends ──────────────────────────────────────────────────────────────────────────
 
     def _fail(self, error: DeepFlowError) -> None:
-        if self._is_over:
+        if self._life.is_over:
             return
-        self._outcome = error.reason
-        self._story.failed(error)
-        self._span.fail(error.message)
-        log.info("job ends early: %s", error, extra=self._names)
+        self._life.failed(error)
         refused = jobs_pb2.JobRefused(handle=self.handle, error=to_proto(error))
         self._outbox.answer(jobs_pb2.JobsResponse(refused=refused))
         self._close()
 
     def _close(self) -> None:
-        if self._is_over:
+        if self._life.is_over:
             return
-        self._is_over = True
-        if self._deadline is not None:
-            self._deadline.cancel()
-        self._stop_patience()
-        if self._preparing is not None and self._preparing is not asyncio.current_task():
-            self._preparing.cancel()
+        self._life.end()
         for task in self._running:
             task.release()
-        self._span.end()
-        self._story.ended(self._outcome)
-        metrics.JOBS.labels("embedding", self._outcome).inc()
         self._on_end(self)
-
-    def _arm_deadline(self) -> None:
-        unix_ms = self._request.context.deadline_unix_ms
-        if unix_ms:
-            seconds = max(0.0, (unix_ms - clock.unix_ms()) / 1000)
-            error = DeadlineExceeded("the request's deadline has passed")
-            self._deadline = asyncio.get_running_loop().call_later(seconds, self._fail, error)

@@ -1,24 +1,21 @@
 """One job: prepared, placed, admitted, streamed, ended. Every end is told exactly once."""
 
-import asyncio
 import logging
 from collections.abc import Callable
 
 from deepflow import clock
 from deepflow.errors import (
     Cancelled,
-    DeadlineExceeded,
     DeepFlowError,
-    Internal,
     RateLimited,
     Unavailable,
     to_proto,
 )
 from deepflow.v1 import jobs_pb2
 from deepflow.v1 import types_pb2 as types
-from services.job_executor import metrics
 from services.job_executor.contexts.recall import UsedContext
 from services.job_executor.jobs.choice import Choice
+from services.job_executor.jobs.life import JobLife
 from services.job_executor.jobs.outbox import Outbox
 from services.job_executor.jobs.parts import Parts
 from services.job_executor.jobs.planning import (
@@ -35,7 +32,6 @@ from services.job_executor.jobs.token_log import JobLog
 from services.job_executor.prompt_tree.matcher import PromptBlocks
 from services.job_executor.scheduling.policy import RequestFeatures
 from services.job_executor.scheduling.ticket import Ticket, rank_of, weight_of
-from services.job_executor.scheduling.waiting_room import Arrival
 from services.job_executor.tokenizer.detokenizer import Detokenizer
 from services.job_executor.tokenizer.library import ServedModel
 from services.job_executor.tokenizer.model_tokenizer import ModelTokenizer
@@ -74,33 +70,16 @@ class Job:
         self._context: UsedContext | None = None
         self._num_accepted = 0
         self._num_sent = 0
-        self._is_called = False  # it was the turn of one of its choices
-        self._is_admitted = False
-        self._is_over = False
-        self._story = parts.stories.begin(submit.job, kind_of(submit.job), gateway_id)
-        self._outcome = "ok"
-        self._deadline: asyncio.TimerHandle | None = None
-        self._patience: asyncio.TimerHandle | None = None  # while all of it waits for its turn
-        self._preparing: asyncio.Task[None] | None = None
-        self._arrival: Arrival | None = None
-        self._span = parts.tracing.start(
-            "je.job",
-            submit.job.context.trace,
-            request_id=submit.job.context.request_id,
-            job_id=submit.job.id,
-            model=submit.job.model,
-        )
+        kind = kind_of(submit.job)
+        self._life = JobLife(submit, outbox, parts, kind, gateway_id, self._end_all)
 
     @property
     def is_admitted(self) -> bool:
-        return self._is_admitted
+        return self._life.is_admitted
 
     def start(self) -> None:
         """Begin; all that follows is told through the outbox."""
-        self._arm_deadline()
-        self._preparing = asyncio.create_task(self._prepare())
-        arrival = self._arrival = self._parts.room.arriving(self._request.context.tenant)
-        self._preparing.add_done_callback(lambda _: arrival.end())
+        self._life.start(self._prepare)
 
     def cancel(self) -> None:
         """The gateway wants no more: free the work at once."""
@@ -110,41 +89,29 @@ class Job:
         if choice_index < len(self._choices):
             self._choices[choice_index].credit(delivered_tokens)
 
-    @property
-    def _names(self) -> dict[str, str]:
-        """What every log line about this job carries, whoever's turn of the loop it is."""
-        return {"request_id": self._request.context.request_id, "job_id": self._request.id}
-
     # ── on the way to admission ──────────────────────────────────────────────────────────────
 
     async def _prepare(self) -> None:
-        try:
-            model = await self._parts.library.get(self._request.model)
-            await self._parts.links.settle(model.name)
-            limits = Limits(self._parts.tasks_per_job_max, self._parts.tokens_max(model))
-            self._context = await self._parts.contexts.join(self._request)
-            self._tools = await use_tools(self._request, model, self._parts.pool)
-            self._planned = await plan(self._request, model, self._parts.pool, limits)
-            if self._context is not None:
-                self._context.look_at(planned.prompt for planned in self._planned)
-            self._blocks = await self._parts.matcher.identify(
-                model.name,
-                [planned.prompt for planned in self._planned],
-                self._request.context.cache_salt,
-            )
-            self._make_choices(model)
-            self._ask_for_places()
-        except DeepFlowError as error:
-            self._end_all(error)
-        except Exception:  # the top of one job: it fails alone, whatever our mistake was
-            log.exception("job failed", extra=self._names)
-            self._end_all(Internal("the job executor failed on this request"))
-
-    def _make_choices(self, model: ServedModel) -> None:
+        model = await self._parts.library.get(self._request.model)
+        await self._parts.links.settle(model.name)
+        limits = Limits(self._parts.tasks_per_job_max, self._parts.tokens_max(model))
+        self._context = await self._parts.contexts.join(self._request)
+        self._tools = await use_tools(self._request, model, self._parts.pool)
+        self._planned = await plan(self._request, model, self._parts.pool, limits)
+        if self._context is not None:
+            self._context.look_at(planned.prompt for planned in self._planned)
+        self._blocks = await self._parts.matcher.identify(
+            model.name,
+            [planned.prompt for planned in self._planned],
+            self._request.context.cache_salt,
+        )
+        self._make_choices(model)
         # A prompt counts once, however many choices it has: as in the answer's usage.
         each = self._planned[:: max(self._request.n, 1)]
-        self._story.prompt_tokens = sum(len(task.prompt) for task in each)
-        self._span.set(prompt_tokens=self._story.prompt_tokens)
+        self._life.arrived(sum(len(task.prompt) for task in each))
+        self._ask_for_places()
+
+    def _make_choices(self, model: ServedModel) -> None:
         sampling, tokenizer = self._request.sampling, model.tokenizer
         ends = ending_ids(sampling, model.deployment.facts)
         for planned in self._planned:
@@ -162,7 +129,7 @@ class Job:
             )
             choice.resume(planned.resume)
             self._choices.append(choice)
-            self._story.choices.append(choice.story)
+            self._life.story.choices.append(choice.story)
 
     def _new_detokenizer(self, tokenizer: ModelTokenizer, ends: frozenset[int]) -> Detokenizer:
         shows_special = self._request.sampling.show_special_tokens
@@ -179,12 +146,7 @@ class Job:
         return ReturnedPrompt(planned.prompt, planned.text, spell, wants_logprobs=wants_logprobs)
 
     def _ask_for_places(self) -> None:
-        """Raises Unavailable where nobody serves the model, and what the room's limits say."""
         request, room = self._request, self._parts.room
-        self._parts.links.group_view(request.model)
-        room.check(request.context.tenant)
-        if self._arrival is not None:
-            self._arrival.end()
         weight, rank = weight_of(request.tenant_weight), rank_of(request.context)
         for choice in self._choices:
             if choice.log.finish is not None:
@@ -192,17 +154,9 @@ class Job:
                 continue
             ticket = Ticket(choice, request.model, request.context.tenant, weight, rank)
             choice.ask(room, ticket)
-            if self._is_over:
+            if self._life.is_over:
                 return
-        if not self._is_called and not self._is_admitted:
-            queued = jobs_pb2.JobQueued(handle=self.handle)
-            self.outbox.answer(jobs_pb2.JobsResponse(queued=queued))
-            self._span.event("queued")
-            loop = asyncio.get_running_loop()
-            self._patience = loop.call_later(room.limits.seconds_max, self._wait_no_longer)
-
-    def _wait_no_longer(self) -> None:
-        self._end_all(self._parts.room.waited_too_long())
+        self._life.wait_if_due()
 
     def _place(self, choice: Choice, excluded: frozenset[str] = frozenset()) -> None:
         """Raises Unavailable where no task executor can take it."""
@@ -214,7 +168,7 @@ class Job:
             group = self._parts.contexts.show(group, self._context, planned.prompt)
         features = RequestFeatures(self._request.model, len(planned.prompt), planned.max_tokens)
         placement = self._parts.policy.choose(features, group)
-        task = make_task(self._request, planned, choice.attempt, self._span.context)
+        task = make_task(self._request, planned, choice.attempt, self._life.span.context)
         tokens = group.uncached(placement.task_executor_id, planned.num_tokens)
         choice.place(links.get(placement.task_executor_id), task, tokens)
         log.debug("task %s on %s: %s", task.id, placement.task_executor_id, placement.explanation)
@@ -222,24 +176,20 @@ class Job:
     # ── what its choices tell ────────────────────────────────────────────────────────────────
 
     def choice_called(self, choice: Choice) -> None:
-        self._is_called = True
-        self._stop_patience()
+        self._life.called()
         try:
             self._place(choice)
         except DeepFlowError as error:
             self._fail(error)
         except Exception:  # who calls has others to call
-            log.exception("job failed", extra=self._names)
-            self._fail(Internal("the job executor failed on this request"))
+            self._fail(self._life.our_mistake())
 
     def choice_accepted(self) -> None:
         self._num_accepted += 1
-        if self._is_admitted or self._is_over or not self._are_all_accepted:
+        life = self._life
+        if life.is_admitted or life.is_over or not self._are_all_accepted:
             return
-        self._is_admitted = True
-        self._note_admission()
-        admitted = jobs_pb2.JobAdmitted(handle=self.handle, job_executor_id=self._parts.id)
-        self.outbox.answer(jobs_pb2.JobsResponse(admitted=admitted))
+        life.admitted()
         for choice in self._choices:
             choice.open()
 
@@ -249,19 +199,13 @@ class Job:
         num_waiting = sum(choice.is_waiting for choice in self._choices)
         return self._num_accepted + num_waiting == len(self._choices)
 
-    def _note_admission(self) -> None:
-        self._story.admitted()
-        seconds = clock.monotonic() - self._story.received_at
-        metrics.ADMISSION_SECONDS.labels(self._request.model).observe(seconds)
-        self._span.event("admitted", after_ms=round(seconds * 1000, 2))
-
     def choice_failed(self, choice: Choice, error: DeepFlowError, where: str = "") -> None:
         """Place the task anew while nothing came of the job; otherwise the job has failed."""
-        if self._is_over or choice.log.finish is not None:
+        if self._life.is_over or choice.log.finish is not None:
             return
         if self._can_retry(choice, error):
             choice.attempt += 1
-            if choice.is_accepted and not self._is_admitted:
+            if choice.is_accepted and not self.is_admitted:
                 choice.is_accepted = False
                 self._num_accepted -= 1
             try:
@@ -269,8 +213,7 @@ class Job:
             except Unavailable:
                 log.debug("nobody else can take the task")
             else:
-                metrics.TASKS_REPLACED.inc()
-                log.info("placed a task anew: %s", error, extra=self._names)
+                self._life.replaced(error)
                 return
         self._fail(error)
 
@@ -288,19 +231,19 @@ class Job:
 
     def _fail(self, error: DeepFlowError) -> None:
         """Tokens that were made are still delivered, then every choice ends with the error."""
-        if not self._is_admitted:
+        if not self.is_admitted:
             self._end_all(error)
             return
-        self._note_failure(error)
+        self._life.failed(error)
         for choice in self._choices:
             choice.fail(error)
 
     def _end_all(self, error: DeepFlowError) -> None:
         """End now; nothing that waits for credit is delivered any more."""
-        if self._is_over:
+        if self._life.is_over:
             return
-        self._note_failure(error)
-        if self._is_admitted:
+        self._life.failed(error)
+        if self.is_admitted:
             for choice in self._choices:
                 choice.abandon(error)
             return
@@ -310,33 +253,19 @@ class Job:
         self.outbox.answer(jobs_pb2.JobsResponse(refused=refused))
         self._close()
 
-    def _note_failure(self, error: DeepFlowError) -> None:
-        self._outcome = error.reason
-        self._story.failed(error)
-        self._span.fail(error.message)
-        log.info("job ends early: %s", error, extra=self._names)
-
     def drop(self) -> None:
         """The stream is gone: free everything, tell nobody."""
         for choice in self._choices:
             choice.release()
-        self._outcome = "gateway_lost"
+        self._life.lost_its_gateway()
         self._close()
 
     def _close(self) -> None:
-        if self._is_over:
+        if self._life.is_over:
             return
-        self._is_over = True
-        if self._deadline is not None:
-            self._deadline.cancel()
-        self._stop_patience()
-        if self._preparing is not None and self._preparing is not asyncio.current_task():
-            self._preparing.cancel()
-        self._span.end()
-        self._story.ended(self._outcome)
-        metrics.JOBS.labels(kind_of(self._request), self._outcome).inc()
+        self._life.end()
         self._note_context()
-        if self._is_admitted:
+        if self.is_admitted:
             logs = tuple(choice.log for choice in self._choices)
             self._parts.ended.keep(JobLog(self._request.id, logs), clock.monotonic())
         self._on_end(self)
@@ -350,15 +279,3 @@ class Job:
             if finish is not None and where and finish.reason in _WHOLE:
                 cached = finish.usage.cached_tokens
                 self._parts.contexts.used(self._context, where, choice.prompt, cached)
-
-    def _stop_patience(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
-
-    def _arm_deadline(self) -> None:
-        unix_ms = self._request.context.deadline_unix_ms
-        if unix_ms:
-            seconds = max(0.0, (unix_ms - clock.unix_ms()) / 1000)
-            error = DeadlineExceeded("the request's deadline has passed")
-            self._deadline = asyncio.get_running_loop().call_later(seconds, self._end_all, error)

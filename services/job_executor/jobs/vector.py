@@ -1,23 +1,34 @@
 """One vector of a job of embeddings: the task that makes it, and its numbers."""
 
-from __future__ import annotations
-
 import math
 import sys
 from array import array
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from deepflow.errors import DeepFlowError, Internal, Unavailable, from_proto
 from deepflow.v1 import tasks_pb2
 from deepflow.v1 import types_pb2 as types
-
-if TYPE_CHECKING:
-    from services.job_executor.jobs.embedding import EmbeddingJob
-    from services.job_executor.links.link import TaskExecutorLink
-    from services.job_executor.scheduling.ticket import Ticket
-    from services.job_executor.scheduling.waiting_room import WaitingRoom
+from services.job_executor.links.link import TaskExecutorLink
+from services.job_executor.scheduling.ticket import Ticket
+from services.job_executor.scheduling.waiting_room import WaitingRoom
 
 VALUE_BYTES = 4
+
+
+class VectorOwner(Protocol):
+    """The job behind a vector."""
+
+    def task_called(self, task: "VectorTask") -> None:
+        """It is its turn: it is to be placed."""
+
+    def task_accepted(self, task: "VectorTask") -> None:
+        """Its task executor has it."""
+
+    def task_done(self, task: "VectorTask", values: bytes) -> None:
+        """Its vector is here: nothing of the task is left anywhere else."""
+
+    def task_failed(self, task: "VectorTask", error: DeepFlowError, where: str) -> None:
+        """Nothing more will come of it, which `where` had."""
 
 
 class VectorTask:
@@ -37,7 +48,7 @@ class VectorTask:
 
     num_new_tokens = 0  # a vector is none
 
-    def __init__(self, job: EmbeddingJob, index: int, prompt: list[int]) -> None:
+    def __init__(self, job: VectorOwner, index: int, prompt: list[int]) -> None:
         self._job = job
         self.index = index
         self.prompt = prompt

@@ -91,7 +91,8 @@ def _seed(capabilities: cluster_pb2.Capabilities, salt: bytes) -> BlockIdentityS
     return BlockIdentitySeed(
         model_revision=capabilities.model_revision,
         block_size=capabilities.block_size,
-        kv_dtype=capabilities.dtype,
+        dtype=capabilities.dtype,
+        kv_dtype=capabilities.kv_dtype,
         kv_layout=capabilities.kv_layout,
         tenant_salt=salt,
     )
