@@ -61,9 +61,21 @@ test-shipping: $(INSTALLED_DEV) ## Run the compose stack from environments that 
 soak: $(INSTALLED_DEV) ## Kill and suspend the control plane under streams, and report as JSON (MINUTES=10, SEED=number)
 	@$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
+.PHONY: soak-engine
+soak-engine: $(INSTALLED_DEV) ## Random requests through engines of one, two and four ranks (REQUESTS=10000 each)
+	@DEEPFLOW_SOAK_REQUESTS=$(or $(REQUESTS),10000) $(BIN)/pytest -q tests/integration/test_engine_soak.py $(ARGS)
+
 .PHONY: test-npu
 test-npu: $(INSTALLED_DEV) ## Run the NPU path on this CPU: the real torch_npu over a stubbed CANN (ARGS='graphs' picks files)
 	@$(BIN)/python -m tests.npu --cache .npu $(ARGS)
+
+.PHONY: test-cuda
+test-cuda: $(INSTALLED_DEV) ## Run the CUDA path on this CPU: Triton interprets its kernels, and compiles them for cards
+	@$(BIN)/python -m tests.cuda $(ARGS)
+
+.PHONY: test-gpu
+test-gpu: $(INSTALLED_DEV) ## Run what needs a CUDA card (make test-gpu PYTHON=python3.12 TORCH=torch==2.11.0)
+	@$(BIN)/pytest -q -m gpu tests/gpu $(ARGS)
 
 .PHONY: images
 images: ## Build the images of compose/ (needs docker; TORCH_INDEX=URL picks a torch)

@@ -16,7 +16,7 @@ NameOption = Annotated[
 DeviceOption = Annotated[
     str,
     typer.Option(
-        help="cpu; npu, which was never run on a card yet; or emulated:NAME, which computes nothing"
+        help="cpu; npu or cuda, never run on a card yet; or emulated:NAME, which computes nothing"
         " and takes the time that the named accelerator would: emulated:zero,"
         " emulated:ascend-910b, emulated:h200."
     ),

@@ -11,12 +11,14 @@ INT8 = "int8"
 CPU_DTYPES = ("float32", "bfloat16", INT8)
 # Its attention kernels know no fp32.
 NPU_DTYPES = ("bfloat16", INT8)
+CUDA_DTYPES = ("bfloat16", "float32", INT8)
 # Nothing is computed there: the dtype only decides how long it seems to take.
 EMULATED_DTYPES = ("bfloat16", "float16", "float32")
 
 DEVICE_DTYPES = {
     "cpu": CPU_DTYPES,
     "npu": NPU_DTYPES,
+    "cuda": CUDA_DTYPES,
     "emulated:zero": EMULATED_DTYPES,
     "emulated:ascend-910b": EMULATED_DTYPES,
     "emulated:h200": EMULATED_DTYPES,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from deepflow.core.devices import CPU_DTYPES, INT8, NPU_DTYPES
+from deepflow.core.devices import CPU_DTYPES, CUDA_DTYPES, INT8, NPU_DTYPES
 from services.task_executor.devices.base import Device
 from services.task_executor.devices.emulated.profiles import (
     ASCEND_910B,
@@ -65,11 +65,28 @@ def _open_npu(threads: int | None, dtype: str = "", index: int = 0) -> Device:
     return NpuDevice(threads, is_quantised=asked == INT8, index=index)
 
 
+def _open_cuda(threads: int | None, dtype: str = "", index: int = 0) -> Device:
+    from services.task_executor.devices.cuda.opening import check_cuda
+
+    asked = dtype or CUDA_DTYPES[0]
+    if asked not in CUDA_DTYPES:
+        raise ValueError(f"the device cuda computes in {', '.join(CUDA_DTYPES)}, not in {asked}")
+    check_cuda(index)
+    import torch
+
+    from services.task_executor.devices.cuda.device import CudaDevice  # imports triton
+
+    is_quantised = asked == INT8
+    floats = getattr(torch, CUDA_DTYPES[0] if is_quantised else asked)
+    return CudaDevice(threads, floats, is_quantised=is_quantised, index=index)
+
+
 DEVICES: Registry[TorchDevice | AcceleratorProfile] = Registry(
     "device",
     {
         "cpu": TorchDevice(_open_cpu, CPU_DTYPES),
         "npu": TorchDevice(_open_npu, NPU_DTYPES),
+        "cuda": TorchDevice(_open_cuda, CUDA_DTYPES),
         **{f"emulated:{profile.name}": profile for profile in (ZERO, ASCEND_910B, H200)},
     },
 )

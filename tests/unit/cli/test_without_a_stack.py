@@ -56,7 +56,7 @@ def test_chat_wants_a_web_address() -> None:
     ("option", "value", "choices"),
     [
         ("--dtype", "float17", "on cpu are float32, bfloat16"),
-        ("--device", "tpu", "are cpu, npu, emulated:zero"),
+        ("--device", "tpu", "are cpu, npu, cuda, emulated:zero"),
         ("--shape", "cube", "are llama-100m"),
         ("--peer", "nobody", "are vllm-cpu"),
     ],

@@ -40,7 +40,8 @@ def test_an_emulated_device_needs_only_a_config(tmp_path: Path) -> None:
     assert (config.block_size, config.max_sequences, config.max_step_tokens) == (16, 256, 8192)
     assert (config.max_tokens, config.kv_blocks) == (512, 1 + 256 * 512 // 16)
     assert (config.vocab_size, config.eos_token_ids) == (1000, (2,))
-    assert (config.model_revision, config.kv_dtype) == ("r1", "bfloat16")
+    assert config.model_revision == "r1"
+    assert (config.dtype, config.kv_dtype) == ("bfloat16", "bfloat16")
     executor.close()
 
 
@@ -77,7 +78,7 @@ def test_blocks_are_capped_where_the_context_is_long(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("device", "settings", "message"),
     [
-        ("gpu", {}, "unknown device 'gpu'; known: cpu, npu, emulated:zero, emulated:ascend-910b"),
+        ("gpu", {}, "unknown device 'gpu'; known: cpu, npu, cuda, emulated:zero, emulated:asc"),
         ("emulated:zero", {"blocks": 3}, "unknown settings: blocks; known: block_size"),
         ("emulated:zero", {"max_sequences": 0}, "max_sequences must be positive, not 0"),
         ("emulated:zero", {"max_tokens": 513}, "max_tokens is 513, but .* holds 512"),
@@ -153,7 +154,7 @@ def eventfds() -> int:
 
 def test_all_devices_have_their_names() -> None:
     emulated = ["emulated:zero", "emulated:ascend-910b", "emulated:h200"]
-    assert DEVICES.names() == ["cpu", "npu", *emulated]
+    assert DEVICES.names() == ["cpu", "npu", "cuda", *emulated]
     assert DEVICES.names() == list(DEVICE_DTYPES)
 
 

@@ -30,6 +30,10 @@ LOGITS_COPIES = 6
 SCORED_POSITIONS = 32
 # Scratch memory of the libraries, and what their allocators keep; measured 60 to 90 MiB.
 LIBRARY_BYTES = 96 * MIB
+# What the libraries keep for the two streams that graphs are made on, and a captured step with all
+# its kernels. Set generously: no card was at hand to measure them.
+GRAPH_LIBRARY_BYTES = 128 * MIB
+GRAPH_BYTES = 16 * MIB
 # A weight as stored, as converted and as packed, for a moment.
 LOAD_COPIES = 2
 
@@ -87,21 +91,32 @@ class Settings:
         return cls(**(usual | given))
 
 
+def kv_dtype_of(dtype: str, float_dtype: str) -> str:
+    """int8 is for weights: KV stays what activations are."""
+    return float_dtype if dtype == INT8 else dtype
+
+
 def footprint(
-    spec: ModelSpec, dtype: str, settings: Settings, float_dtype: str = "float32"
+    spec: ModelSpec,
+    dtype: str,
+    settings: Settings,
+    float_dtype: str = "float32",
+    graph_rows_max: int = 0,
 ) -> Footprint:
     """What the model takes on a device that packs its linears and gathers KV to attend.
 
-    `float_dtype`: of activations and KV where the weights are int8.
+    `float_dtype`: of activations and KV where the weights are int8. `graph_rows_max`: of the
+    device; what it captures later is kept free from the start.
     """
-    computed = float_dtype if dtype == INT8 else dtype
+    computed = kv_dtype_of(dtype, float_dtype)
     size = DTYPE_BYTES[computed]
     token = spec.kv_bytes_per_token(computed)
     return Footprint(
         dtype=dtype,
         weight_bytes=weight_bytes(spec, dtype, float_dtype),
         working_bytes=LIBRARY_BYTES
-        + max(_step_bytes(spec, size, settings), _load_bytes(spec, size)),
+        + max(_step_bytes(spec, size, settings), _load_bytes(spec, size))
+        + _graph_bytes(spec, size, settings, min(graph_rows_max, settings.max_sequences)),
         block_bytes=token * settings.block_size,
         gather_bytes=token * settings.block_size // spec.num_layers,
     )
@@ -109,11 +124,26 @@ def footprint(
 
 def _step_bytes(spec: ModelSpec, size: int, settings: Settings) -> int:
     """Activations of the largest step, and the logits of a full batch or of a scored slice."""
-    # One copy of the widest more than fp32 needs: what int8 linears quantise from.
-    width = 6 * spec.hidden_size + 4 * spec.intermediate_size + 2 * (spec.q_size + spec.kv_size)
     rows = max(settings.max_sequences, SCORED_POSITIONS)
     logits = rows * spec.vocab_size * 4 * LOGITS_COPIES
-    return settings.max_step_tokens * width * size + logits
+    return settings.max_step_tokens * _token_bytes(spec, size) + logits
+
+
+def _token_bytes(spec: ModelSpec, size: int) -> int:
+    """Activations of one token. One copy of the widest more than fp32 needs: what int8 linears
+    quantise from."""
+    width = 6 * spec.hidden_size + 4 * spec.intermediate_size + 2 * (spec.q_size + spec.kv_size)
+    return width * size
+
+
+def _graph_bytes(spec: ModelSpec, size: int, settings: Settings, rows: int) -> int:
+    """Of all graphs together, which share the memory of their activations."""
+    if not rows:
+        return 0
+    sizes = rows.bit_length() + 1  # 1, 2, 4 ... and the largest batch
+    tables = rows * blocks_for(spec.context_length, settings.block_size) * 4
+    graph = GRAPH_BYTES + tables + rows * spec.hidden_size * size
+    return GRAPH_LIBRARY_BYTES + sizes * graph + rows * _token_bytes(spec, size)
 
 
 def _load_bytes(spec: ModelSpec, size: int) -> int:
@@ -122,10 +152,16 @@ def _load_bytes(spec: ModelSpec, size: int) -> int:
 
 
 def memory_demand(
-    spec: ModelSpec, dtypes: tuple[str, ...], settings: Settings, float_dtype: str = "float32"
+    spec: ModelSpec,
+    dtypes: tuple[str, ...],
+    settings: Settings,
+    float_dtype: str = "float32",
+    graph_rows_max: int = 0,
 ) -> Demand:
     """`dtypes`: the one asked for, then what else the device computes in."""
-    asked, *others = (footprint(spec, dtype, settings, float_dtype) for dtype in dtypes)
+    asked, *others = (
+        footprint(spec, dtype, settings, float_dtype, graph_rows_max) for dtype in dtypes
+    )
     return Demand(
         footprint=asked,
         context_length=spec.context_length,
@@ -172,9 +208,18 @@ def choose_dtype(asked: str, best: str, known: tuple[str, ...], device: str) -> 
 
 
 def decide_config(
-    load: Load, spec: ModelSpec, settings: Settings, plan: MemoryPlan, *, dtype: str, layout: str
+    load: Load,
+    spec: ModelSpec,
+    settings: Settings,
+    plan: MemoryPlan,
+    *,
+    dtype: str,
+    layout: str,
+    float_dtype: str = "float32",
 ) -> EngineConfig:
-    block_bytes = plan.kv_bytes // plan.kv_blocks
+    """`float_dtype`: of activations and KV where the weights are int8."""
+    block_bytes = plan.kv_bytes // plan.kv_blocks  # on all ranks together
+    ranks = settings.tensor_parallel * settings.pipeline_parallel
     return EngineConfig(
         block_size=settings.block_size,
         kv_blocks=plan.kv_blocks,
@@ -189,13 +234,14 @@ def decide_config(
         policy=load.policy or POLICIES[0],
         kv_dram_blocks=count_blocks("kv_dram_bytes", settings.kv_dram_bytes, block_bytes),
         kv_disk_blocks=count_blocks(
-            "kv_disk_bytes", settings.kv_disk_bytes, disk_block_bytes(block_bytes)
+            "kv_disk_bytes", settings.kv_disk_bytes, disk_block_bytes(block_bytes, ranks)
         ),
         tpot_seconds=settings.tpot_ms / 1000,
         ttft_seconds=settings.ttft_ms / 1000,
         eos_token_ids=spec.eos_token_ids,
         model_revision=load.model_revision or model_revision(load.source),
-        kv_dtype=dtype,
+        dtype=dtype,
+        kv_dtype=kv_dtype_of(dtype, float_dtype),
         kv_layout=layout,
         weight_bytes=plan.weight_bytes,
         kv_bytes=plan.kv_bytes,

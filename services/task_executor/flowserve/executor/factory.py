@@ -52,11 +52,6 @@ def build_executor(load: Load, report: Report) -> Built:
     """Raises ValueError (ModelFolderError included) where the Load cannot be served as asked."""
     device = DEVICES.get(load.device)
     layout = Layout.of_settings(load.settings)
-    if layout.size > 1 and load.settings.keys() & {"kv_dram_bytes", "kv_disk_bytes"}:
-        raise ValueError(
-            "a model over several ranks keeps its KV on their devices only:"
-            " kv_dram_bytes and kv_disk_bytes must be left out"
-        )
     if isinstance(device, AcceleratorProfile):
         if layout.size > 1:
             raise ValueError(
@@ -102,14 +97,24 @@ def _build_torch(load: Load, entry: TorchDevice, report: Report) -> Built:
         device.check_model(spec)
         settings = Settings.read(load.settings, spec, TORCH_DEFAULTS, device.block_size)
         others = tuple(name for name in entry.dtypes if name != dtype)
-        demand = memory_demand(spec, (dtype, *others), settings, entry.dtypes[0])
+        demand = memory_demand(
+            spec, (dtype, *others), settings, entry.dtypes[0], device.graph_rows_max
+        )
         plan = plan_memory(demand, _memory_available(device, settings))
         _log_plan(load, spec, plan)
     with grammars_beside(load, spec) as (grammars, reading):
         with report("read_weights"):
             model = _load_model(load.source, spec, device)
         with report("allocate_kv"):
-            config = decide_config(load, spec, settings, plan, dtype=dtype, layout=KV_LAYOUT)
+            config = decide_config(
+                load,
+                spec,
+                settings,
+                plan,
+                dtype=dtype,
+                layout=KV_LAYOUT,
+                float_dtype=entry.dtypes[0],
+            )
             matchers = RowMatchers(grammars, spec.vocab_size)
             kv = _build_kv(spec, device, config)
             executor = _torch_executor(model, device, kv, config, matchers)
@@ -147,9 +152,9 @@ def _build_kv(spec: ModelSpec, device: Device, config: EngineConfig) -> list[Lay
 def _torch_tiers(
     device: Device, kv: list[LayerKv], config: EngineConfig, load: Load
 ) -> Tiers | None:
-    from services.task_executor.flowserve.tiers.torch_blocks import TorchBlocks
+    from services.task_executor.flowserve.tiers.pinned_blocks import blocks_of
 
-    return build_tiers(config, TorchBlocks(device, kv), load)
+    return build_tiers(config, blocks_of(device, kv), load)
 
 
 def _torch_executor(

@@ -1,13 +1,15 @@
 """The KV blocks of a device that torch drives: all layers' keys and values of a block, one after
 the other. Copied on a stream of their own, so that steps go on beside."""
 
+from collections.abc import Sequence
+
 import torch
 
 from services.task_executor.devices.base import Device, LayerKv, Stream
 
 
 class TorchBlocks:
-    def __init__(self, device: Device, kv: list[LayerKv]) -> None:
+    def __init__(self, device: Device, kv: Sequence[LayerKv]) -> None:
         self._tensors = [part for layer in kv for part in (layer.keys, layer.values)]
         self._dtype = self._tensors[0].dtype
         self._block_shape = self._tensors[0].shape[1:]
@@ -25,9 +27,12 @@ class TorchBlocks:
 
     def _rows(self, data: memoryview) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Each tensor of the cache, with its place in a block's bytes."""
+        return list(zip(self._tensors, self._as_block(data), strict=True))
+
+    def _as_block(self, data: memoryview) -> torch.Tensor:
+        """[tensors of the cache, block_size, kv_heads, head_dim] over those bytes."""
         shape = (len(self._tensors), *self._block_shape)
-        rows = torch.frombuffer(data, dtype=torch.uint8).view(self._dtype).view(shape)
-        return list(zip(self._tensors, rows, strict=True))
+        return torch.frombuffer(data, dtype=torch.uint8).view(self._dtype).view(shape)
 
 
 def _move(stream: Stream, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
