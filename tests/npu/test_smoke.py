@@ -7,9 +7,10 @@ import pytest
 
 from services.task_executor.devices.npu.device import NpuDevice
 from tests.npu.simulated_graph import simulated_graphs
-from tools import npu_smoke
-from tools.npu_checks import probes, whole_model
-from tools.npu_checks.verdict import FAILED, OK, judge
+from tools import device_smoke
+from tools.device_checks import npu_probes, replays, whole_model
+from tools.device_checks.opening import on_card
+from tools.device_checks.verdict import FAILED, OK, judge
 
 
 @pytest.fixture(scope="module")
@@ -20,13 +21,13 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(npu_smoke, "DECODES", 2)
-    monkeypatch.setattr(probes, "REPLAYS", 6)
+    monkeypatch.setattr(device_smoke, "DECODES", 2)
+    monkeypatch.setattr(replays, "REPLAYS", 6)
 
 
 def test_every_operation_and_a_model_are_right(folder: Path) -> None:
     with simulated_graphs() as mode:
-        found = list(npu_smoke.verdicts(npu_smoke.open_npu, folder))
+        found = list(device_smoke.verdicts(on_card("npu"), folder))
     assert [it.name for it in found if it.outcome != OK] == []
     assert mode.without_kernel == set()
 
@@ -37,7 +38,7 @@ def test_a_wrong_kernel_is_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(NpuDevice, "rms_norm", forgets_the_weight)
     with simulated_graphs():
-        found = list(npu_smoke.verdicts(npu_smoke.open_npu, folder))
+        found = list(device_smoke.verdicts(on_card("npu"), folder))
     bad = {it.name for it in found if it.is_bad}
     assert bad == {"rms_norm", "rms_norm of heads", "a whole model"}
 
@@ -45,8 +46,8 @@ def test_a_wrong_kernel_is_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_replays_are_held_against_eager_steps(folder: Path) -> None:
     with simulated_graphs():
         device = NpuDevice(1)
-        verdict = judge("replays", lambda: probes.replays_in_a_row(folder, device, waits=True))
-        free = judge("replays", lambda: probes.replays_in_a_row(folder, device, waits=False))
+        verdict = judge("replays", lambda: replays.replays_in_a_row(folder, device))
+        free = judge("replays", lambda: npu_probes.replays_that_wait_for_nobody(folder, device))
     assert verdict.outcome == OK and "6 replays" in verdict.detail, verdict
     assert not free.is_bad
 
@@ -55,7 +56,7 @@ def test_open_questions_reach_the_kernels(folder: Path) -> None:
     """The references answer documented arguments only, and say so here."""
     with simulated_graphs():
         device = NpuDevice(1)
-        asked = probes.probes(folder, device)
+        asked = npu_probes.probes(folder, device)
         found = [judge(it, asked[it]) for it in ("negative slots", "windows of decodes")]
     for verdict in found:
         assert verdict.outcome == FAILED and "AssertionError" in verdict.detail

@@ -8,8 +8,11 @@ import pytest
 import torch
 import torch_npu
 
+from services.task_executor.devices.base import KvShape
 from services.task_executor.devices.npu.device import NpuDevice
 from services.task_executor.devices.npu.streams import NpuStream
+from services.task_executor.flowserve.tiers.pinned_blocks import PinnedBlocks, blocks_of
+from tests.npu.on_cpu import NpuOnCpu
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +111,21 @@ def test_memory_that_the_allocator_keeps_is_available(device: NpuDevice) -> None
     assert between <= before - size
     del taken
     assert device.memory_available() >= between + size
+
+
+def test_kv_blocks_cross_through_pinned_memory_bit_for_bit(device: NpuDevice) -> None:
+    with NpuOnCpu() as mode:
+        kv = device.build_kv(KvShape(2, 4, 128, 2, 64))
+        for index, layer in enumerate(kv):
+            layer.keys[1].fill_(index + 1.5)
+            layer.values[1].fill_(-index - 2.5)
+        blocks = blocks_of(device, kv)
+        assert isinstance(blocks, PinnedBlocks)
+        data = memoryview(bytearray(blocks.block_bytes))
+        blocks.read(1, data)
+        blocks.write(3, data)
+        parts = [part for layer in kv for part in (layer.keys, layer.values)]
+        moved = [device.to_host(part).get() for part in parts]
+    for part, value in zip(moved, (1.5, -2.5, 2.5, -3.5), strict=True):
+        assert (part[3] == value).all() and not part[2].any()
+    assert mode.without_kernel == set()

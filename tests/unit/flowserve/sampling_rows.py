@@ -13,7 +13,7 @@ from services.task_executor.flowserve.executor.row_table import RowTable, Sample
 from services.task_executor.flowserve.executor.sampling_inputs import sampling_columns
 from services.task_executor.flowserve.plan import AdmittedSequence, StepPlan
 from services.task_executor.flowserve.sampling.adjustments import TokenMasks, adjust
-from services.task_executor.flowserve.sampling.sampler import Sampled, sample
+from services.task_executor.flowserve.sampling.sampler import Sampled, sample, settle
 
 EOS = 3
 
@@ -90,7 +90,13 @@ def draw_rows(
         batch = np.array(only, dtype=np.int64)
         sampled = SampledRows(batch, batch, table.lengths[batch])
         logits = logits[only]
-    return sample(logits, sampling_columns(table, sampled, torch.from_numpy), masks)
+    return settled(sample(logits, sampling_columns(table, sampled, torch.from_numpy), masks))
+
+
+def settled(sampled: Sampled) -> Sampled:
+    """Sure of every row."""
+    rows = (~sampled.is_sure).nonzero().flatten()
+    return settle(sampled, rows) if len(rows) else sampled
 
 
 def pack(is_allowed: torch.Tensor) -> torch.Tensor:

@@ -6,10 +6,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from services.task_executor.flowserve.sampling.drawing import Limits, draw
+from services.task_executor.flowserve.sampling.drawing import Drawing, Limits, draw, draw_whole
 from tests.unit.flowserve.sampling_rows import random_logits
 
 VOCAB = 200
+
+
+def draw_all(
+    logits: torch.Tensor,
+    temperatures: torch.Tensor,
+    limits: Limits,
+    draws: torch.Tensor,
+    head: int,
+) -> torch.Tensor:
+    """From the head, and as a whole where that is not sure."""
+    drawing = Drawing(None, temperatures, limits, draws)
+    token_ids, is_sure = draw(logits, drawing, head)
+    rest = (~is_sure).nonzero().flatten()
+    if len(rest):
+        token_ids[rest] = draw_whole(logits, drawing, rest)
+    return token_ids
 
 
 def limits_of(rows: int, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Limits:
@@ -54,7 +70,7 @@ def test_the_distribution_is_that_of_the_warpers(
     points = 4000
     logits = random_logits(1, VOCAB, top_k + int(100 * top_p))
     draws = (torch.arange(points, dtype=torch.float64) + 0.5) / points
-    drawn = draw(
+    drawn = draw_all(
         logits.expand(points, VOCAB),
         torch.full((points,), 0.8, dtype=torch.float64),
         limits_of(points, top_k, top_p, min_p),
@@ -98,8 +114,8 @@ def test_the_head_is_enough_or_says_so(
     temperatures = torch.rand(rows, generator=generator, dtype=torch.float64) * 3 + 0.05
     draws = torch.rand(rows, generator=generator, dtype=torch.float64)
     draws[0], draws[1] = 0.0, 1 - 2**-53
-    from_head = draw(logits, temperatures, limits, draws, head)
-    from_all = draw(logits, temperatures, limits, draws, vocabulary)
+    from_head = draw_all(logits, temperatures, limits, draws, head)
+    from_all = draw_all(logits, temperatures, limits, draws, vocabulary)
     assert torch.equal(from_head, from_all)
     assert is_allowed.gather(-1, from_all[:, None]).all()
 
@@ -108,7 +124,7 @@ def test_a_flat_row_is_drawn_whole() -> None:
     """No head holds its draw; every token comes up in the order of ids."""
     draws = (torch.arange(300, dtype=torch.float64) + 0.5) / 300
     ones = torch.ones(300, dtype=torch.float64)
-    drawn = draw(torch.zeros(300, 300), ones, limits_of(300), draws, head=8)
+    drawn = draw_all(torch.zeros(300, 300), ones, limits_of(300), draws, head=8)
     assert drawn.tolist() == list(range(300))
 
 
@@ -118,4 +134,4 @@ def test_a_row_that_is_masked_to_one_token_draws_it_whatever_the_limits() -> Non
     ones = torch.ones(3, dtype=torch.float64)
     draws = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)
     for limits in (limits_of(3), limits_of(3, top_k=40), limits_of(3, top_p=0.1, min_p=0.5)):
-        assert draw(logits, ones, limits, draws, head=16).tolist() == [150] * 3
+        assert draw_all(logits, ones, limits, draws, head=16).tolist() == [150] * 3

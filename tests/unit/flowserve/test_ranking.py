@@ -3,7 +3,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.task_executor.flowserve.sampling.ranking import log_normaliser, rank, ranks, top
+from services.task_executor.flowserve.sampling.ranking import (
+    Asked,
+    log_normaliser,
+    rank,
+    ranks,
+    top,
+)
 from tests.unit.flowserve.sampling_rows import random_logits
 
 
@@ -20,24 +26,15 @@ def test_alternatives_are_the_likeliest_and_ties_keep_the_order_of_ids(
     torch.testing.assert_close(logprobs.double(), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_row_gets_as_many_as_it_asked_for_and_the_same_as_alone() -> None:
+def test_a_row_gets_the_same_as_alone_however_many_its_neighbours_want() -> None:
     logits = torch.zeros(4, 300)
     logits[:, 250] = 1.0
     normaliser = log_normaliser(logits)
-    wanted = torch.tensor([3, -1, 20, 0])
-    together = rank(logits, normaliser, wanted)
-    assert together.counts.tolist() == [3, 0, 20, 0]
-    assert together.token_ids.tolist() == [250, 0, 1, 250, *range(19)]
-    alone = rank(logits[:1], normaliser[:1], wanted[:1])
-    assert alone.token_ids.tolist() == together.token_ids[:3].tolist()
-    assert torch.equal(alone.logprobs, together.logprobs[:3])
-
-
-def test_nobody_asks() -> None:
-    logits = random_logits(2, 9, 0)
-    nothing = rank(logits, log_normaliser(logits), torch.tensor([-1, 0]))
-    assert nothing.counts.tolist() == [0, 0]
-    assert len(nothing.token_ids) == len(nothing.logprobs) == 0
+    together = rank(logits, normaliser, Asked(torch.tensor([0, 2]), 20))
+    assert together.token_ids.tolist() == [[250, *range(19)]] * 2
+    alone = rank(logits[:1], normaliser[:1], Asked(torch.tensor([0]), 3))
+    assert torch.equal(alone.token_ids, together.token_ids[:1, :3])
+    assert torch.equal(alone.logprobs, together.logprobs[:1, :3])
 
 
 @pytest.mark.parametrize("rows", [1, 3])

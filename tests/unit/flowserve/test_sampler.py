@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from deepflow.core.sampling import uniform
 from services.task_executor.flowserve.sampling.adjustments import TokenMasks
-from services.task_executor.flowserve.sampling.drawing import Limits
+from services.task_executor.flowserve.sampling.drawing import Drawing, Limits
 from services.task_executor.flowserve.sampling.sampler import Sampled, SamplingColumns, sample
 from tests.unit.flowserve.sampling_rows import (
     Row,
@@ -17,6 +17,7 @@ from tests.unit.flowserve.sampling_rows import (
     random_logits,
     random_row,
     sampling,
+    settled,
 )
 
 VOCAB = 50
@@ -30,16 +31,19 @@ def draw(
         torch.tensor(c, dtype=torch.float64) for c in (temperatures, top_ps, draws)
     )
     limits = Limits(torch.zeros(rows, dtype=torch.int64), top_p, torch.zeros_like(top_p))
-    return sample(logits, SamplingColumns(temperature, limits, drawn))
+    drawing = Drawing((temperature > 0).nonzero().flatten(), temperature, limits, drawn)
+    return settled(sample(logits, SamplingColumns(drawing)))
 
 
-def tops_of(drawn: Sampled, index: int) -> list[tuple[int, float]]:
-    if drawn.alternatives is None:
+def tops_of(drawn: Sampled, batch: list[Row], index: int) -> list[tuple[int, float]]:
+    """`batch` are the rows that were drawn, in order."""
+    counts = [row.sampling.logprobs or 0 for row in batch]
+    if not counts[index]:
         return []
-    counts = drawn.alternatives.counts
-    end = int(counts[: index + 1].sum())
-    part = slice(end - int(counts[index]), end)
-    ids, logprobs = drawn.alternatives.token_ids[part], drawn.alternatives.logprobs[part]
+    assert drawn.alternatives is not None
+    place = sum(count > 0 for count in counts[:index])
+    ids = drawn.alternatives.token_ids[place, : counts[index]]
+    logprobs = drawn.alternatives.logprobs[place, : counts[index]]
     return list(zip(ids.tolist(), logprobs.tolist(), strict=True))
 
 
@@ -61,8 +65,8 @@ def test_logprobs_are_those_of_the_raw_logits() -> None:
     torch.testing.assert_close(drawn.logprobs, expected)
     for index in range(3):
         best = raw[index].topk(3)
-        assert [token for token, _ in tops_of(drawn, index)] == best.indices.tolist()
-        logprobs = [logprob for _, logprob in tops_of(drawn, index)]
+        assert [token for token, _ in tops_of(drawn, rows, index)] == best.indices.tolist()
+        logprobs = [logprob for _, logprob in tops_of(drawn, rows, index)]
         assert logprobs == pytest.approx(best.values.tolist(), abs=1e-5)
 
 
@@ -85,7 +89,8 @@ def test_a_row_never_depends_on_its_neighbours(seed: int, rows: int, has_ties: b
         assert alone.token_ids[0] == together.token_ids[place]
         if index not in spoiled:
             assert alone.logprobs[0] == together.logprobs[place]
-            assert tops_of(alone, 0) == tops_of(together, place)
+            shuffled = [batch[it] for it in order]
+            assert tops_of(alone, [batch[index]], 0) == tops_of(together, shuffled, place)
 
 
 def test_a_row_of_a_long_vocabulary_does_not_depend_on_its_neighbours_either() -> None:
@@ -98,7 +103,7 @@ def test_a_row_of_a_long_vocabulary_does_not_depend_on_its_neighbours_either() -
         alone = draw_rows(logits, batch, only=[index])
         assert alone.token_ids[0] == together.token_ids[index]
         assert alone.logprobs[0] == together.logprobs[index]
-        assert tops_of(alone, 0) == tops_of(together, index)
+        assert tops_of(alone, [batch[index]], 0) == tops_of(together, batch, index)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.5])

@@ -9,26 +9,42 @@ from deepflow.core.mixing import I64
 from services.task_executor.flowserve.executor.row_table import RowTable, SampledRows
 from services.task_executor.flowserve.executor.sampling_table import RowCells
 from services.task_executor.flowserve.sampling.adjustments import Adjustments, Cells, Penalties
-from services.task_executor.flowserve.sampling.drawing import Limits
+from services.task_executor.flowserve.sampling.drawing import Drawing, Limits
+from services.task_executor.flowserve.sampling.ranking import Asked
 from services.task_executor.flowserve.sampling.sampler import SamplingColumns
 
 ToDevice = Callable[[np.ndarray], torch.Tensor]
 
 
 def sampling_columns(table: RowTable, sampled: SampledRows, to_device: ToDevice) -> SamplingColumns:
-    sampling, rows = table.sampling, sampled.rows
-    alternatives = sampling.alternatives[rows]
     return SamplingColumns(
-        temperatures=to_device(sampling.temperatures[rows]),
-        limits=Limits(
+        drawing=_drawing(table, sampled, to_device),
+        adjustments=_adjustments(table, sampled, to_device),
+        asked=_asked(table.sampling.alternatives[sampled.rows], to_device),
+    )
+
+
+def _drawing(table: RowTable, sampled: SampledRows, to_device: ToDevice) -> Drawing | None:
+    sampling, rows = table.sampling, sampled.rows
+    temperatures = sampling.temperatures[rows]
+    drawn = np.flatnonzero(temperatures > 0)
+    if not len(drawn):
+        return None
+    return Drawing(
+        to_device(drawn) if len(drawn) < len(rows) else None,
+        to_device(temperatures),
+        Limits(
             to_device(sampling.top_ks[rows]),
             to_device(sampling.top_ps[rows]),
             to_device(sampling.min_ps[rows]),
         ),
-        draws=to_device(sampling.draws(rows, sampled.ends)),
-        adjustments=_adjustments(table, sampled, to_device),
-        alternatives=to_device(alternatives) if (alternatives > 0).any() else None,
+        to_device(sampling.draws(rows, sampled.ends)),
     )
+
+
+def _asked(alternatives: I64, to_device: ToDevice) -> Asked | None:
+    rows = np.flatnonzero(alternatives > 0)
+    return Asked(to_device(rows), int(alternatives.max())) if len(rows) else None
 
 
 def _adjustments(table: RowTable, sampled: SampledRows, to_device: ToDevice) -> Adjustments:

@@ -87,7 +87,10 @@ class SamplingTable:
 
     def forbidden(self, rows: I64, indexes: I64) -> RowCells | None:
         """The tokens that would end an answer before its min_tokens."""
-        entries = np.flatnonzero(indexes < self.earliest_ends[rows])
+        is_early = indexes < self.earliest_ends[rows]
+        if not is_early.any():
+            return None
+        entries = np.flatnonzero(is_early)
         ends = [self._ends[rows[entry]] for entry in entries]
         if not any(map(len, ends)):
             return None

@@ -18,8 +18,12 @@ from services.task_executor.flowserve.messages import TopLogprobs
 from services.task_executor.flowserve.models.base import Model
 from services.task_executor.flowserve.plan import StepPlan, StepResult
 from services.task_executor.flowserve.sampling.adjustments import TokenMasks
-from services.task_executor.flowserve.sampling.ranking import Alternatives
-from services.task_executor.flowserve.sampling.sampler import Sampled, sample
+from services.task_executor.flowserve.sampling.host_sample import (
+    HostSample,
+    HostTops,
+    read_sample,
+)
+from services.task_executor.flowserve.sampling.sampler import SamplingColumns, sample, settle
 
 # Other ranks that hold the same rows are told (step, rows, tokens) as soon as they are drawn.
 TellDrawn = Callable[[int, SampledRows, npt.NDArray[np.integer]], None]
@@ -59,6 +63,8 @@ class TorchExecutor:
             if len(sampled.rows):
                 last_tokens = self._to_device(batch.counts.cumsum()[sampled.entries] - 1)
                 self._sample(self._model.logits(hidden[last_tokens]), sampled, result)
+            else:  # nothing is read, but who gets the answer takes the step for done
+                self._device.current_stream().record().wait()
             if len(result.prompt_logprobs) < len(reports):
                 result.fail({r.handle: NOT_FINITE for r in reports if not is_finite(r)})
         result.seconds = time.monotonic() - began
@@ -88,19 +94,30 @@ class TorchExecutor:
 
     def _sample(self, logits: torch.Tensor, sampled: SampledRows, result: StepResult) -> None:
         columns = sampling_columns(self._rows, sampled, self._to_device)
-        drawn = sample(logits, columns, self._masks(sampled.rows))
-        token_ids = drawn.token_ids.cpu().numpy()
+        drawn = self._draw(logits, columns, self._masks(sampled.rows))
         # A failed row goes on with token 0: a plan made before anyone knew must still run.
-        self._rows.append(sampled, token_ids)
+        self._rows.append(sampled, drawn.token_ids)
         if self._tell_drawn is not None:
-            self._tell_drawn(result.step, sampled, token_ids)
-        _report(drawn, sampled.rows, result)
+            self._tell_drawn(result.step, sampled, drawn.token_ids)
+        wanted = self._rows.sampling.alternatives[sampled.rows]
+        _report(drawn, sampled.rows, wanted, result)
         completed, failures = self._matchers.accept(
-            sampled.rows[drawn.is_valid.cpu().numpy()], np.array(result.token_ids, dtype=np.int64)
+            sampled.rows[drawn.is_valid], np.array(result.token_ids, dtype=np.int64)
         )
         result.completed_rows = completed
         if failures:
             result.fail(failures, is_their_own=True)
+
+    def _draw(
+        self, logits: torch.Tensor, columns: SamplingColumns, masks: TokenMasks | None
+    ) -> HostSample:
+        """The one place of a step that waits for the device; twice where a row was not sure."""
+        sampled = sample(logits, columns, masks)
+        drawn = read_sample(sampled, self._device.to_host)
+        if drawn.is_sure.all():
+            return drawn
+        rows = self._to_device(np.flatnonzero(~drawn.is_sure))
+        return read_sample(settle(sampled, rows), self._device.to_host)
 
     def _masks(self, rows: I64) -> TokenMasks | None:
         masks = self._matchers.masks(rows)
@@ -113,26 +130,28 @@ class TorchExecutor:
         return self._device.to_device(values)
 
 
-def _report(drawn: Sampled, rows: I64, result: StepResult) -> None:
-    is_valid = drawn.is_valid.cpu().numpy()
+def _report(drawn: HostSample, rows: I64, wanted: I64, result: StepResult) -> None:
+    is_valid = drawn.is_valid
     if not is_valid.all():
         result.failures = {int(row): NOT_FINITE for row in rows[~is_valid]}
     result.rows = rows[is_valid].tolist()
-    result.token_ids = drawn.token_ids.cpu().numpy()[is_valid].tolist()
-    result.logprobs = drawn.logprobs.cpu().numpy()[is_valid].tolist()
-    if drawn.alternatives is not None:
-        result.tops = _tops(drawn.alternatives, is_valid)
+    result.token_ids = drawn.token_ids[is_valid].tolist()
+    result.logprobs = drawn.logprobs[is_valid].tolist()
+    if drawn.tops is not None:
+        result.tops = _tops(drawn.tops, wanted, is_valid)
 
 
-def _tops(alternatives: Alternatives, is_valid: np.ndarray) -> TopLogprobs:
+def _tops(tops: HostTops, wanted: I64, is_valid: np.ndarray) -> TopLogprobs:
     """Positions count the valid rows only, as the result's other columns do."""
-    counts = alternatives.counts.cpu().numpy()
-    is_kept = is_valid.repeat(counts)
+    most = tops.token_ids.shape[-1]
+    counts = np.clip(wanted, 0, most)
+    is_kept = is_valid[counts > 0]
     kept_counts = counts[is_valid]
     positions = np.flatnonzero(kept_counts)
+    is_wanted = np.arange(most) < kept_counts[positions][:, None]
     return TopLogprobs(
         positions=positions.tolist(),
         counts=kept_counts[positions].tolist(),
-        token_ids=alternatives.token_ids.cpu().numpy()[is_kept].tolist(),
-        logprobs=alternatives.logprobs.cpu().numpy()[is_kept].tolist(),
+        token_ids=tops.token_ids[is_kept][is_wanted].tolist(),
+        logprobs=tops.logprobs[is_kept][is_wanted].tolist(),
     )

@@ -1,8 +1,9 @@
 """Inverse CDF over the candidates from likely to unlikely, so that rounding moves few draws.
 
 Every limit keeps a beginning of that order, so a row needs no more of it than the draw reaches.
-A head of the order is enough for nearly every row; the few others are sorted as a whole. Both
-ways give the same token: `test_the_head_is_enough_or_says_so` holds them against each other.
+A head of the order is enough for nearly every row, and says where it is not; those few are then
+sorted as a whole. Both ways give the same token: `test_the_head_is_enough_or_says_so` holds them
+against each other.
 """
 
 from dataclasses import dataclass
@@ -26,27 +27,45 @@ class Limits:
         return Limits(self.top_ks[rows], self.top_ps[rows], self.min_ps[rows])
 
 
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """Which rows draw, and how; the other columns have an entry for every row of the batch."""
+
+    rows: torch.Tensor | None  # int64 [n], indexes into the batch; None = all of them
+    temperatures: torch.Tensor  # float64; above 0 where the row draws
+    limits: Limits
+    draws: torch.Tensor  # float64, uniform in [0, 1)
+
+    def of(self, rows: torch.Tensor) -> "Drawing":
+        return Drawing(None, self.temperatures[rows], self.limits.of(rows), self.draws[rows])
+
+
 def draw(
-    logits: torch.Tensor,
-    temperatures: torch.Tensor,
-    limits: Limits,
-    draws: torch.Tensor,
-    head: int = HEAD,
-) -> torch.Tensor:
-    """Token ids [rows]. Every row has a finite logit, and a temperature above 0.
+    logits: torch.Tensor, drawing: Drawing, head: int = HEAD
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A token id for every row, and whether it is sure; the others need `draw_whole`.
+
+    A row without a finite logit gets a token, too, which means nothing.
 
     In fp64 from the maximum down: tiny temperatures do not overflow, long vocabularies still sum
     to one, and ties keep the order of token ids.
     """
-    shares = _shares(logits, temperatures)
+    shares = _shares(logits, drawing.temperatures)
     if logits.shape[-1] <= head:
-        return _draw_sorted(logits, shares, limits, draws)
-    token_ids, is_sure = _draw_from_head(logits, shares, limits, draws, head)
-    rest = (~is_sure).nonzero().flatten()
-    for first in range(0, len(rest), SORTED_ROWS):
-        rows = rest[first : first + SORTED_ROWS]
-        token_ids[rows] = _draw_sorted(logits[rows], shares[rows], limits.of(rows), draws[rows])
-    return token_ids
+        token_ids = _draw_sorted(logits, shares, drawing.limits, drawing.draws)
+        return token_ids, torch.ones_like(token_ids, dtype=torch.bool)
+    return _draw_from_head(logits, shares, drawing.limits, drawing.draws, head)
+
+
+def draw_whole(logits: torch.Tensor, drawing: Drawing, rows: torch.Tensor) -> torch.Tensor:
+    """Token ids of those rows of the batch, from all candidates; few rows at a time."""
+    parts = torch.split(rows, SORTED_ROWS)
+    return torch.cat([_draw_whole(logits[part], drawing.of(part)) for part in parts])
+
+
+def _draw_whole(logits: torch.Tensor, drawing: Drawing) -> torch.Tensor:
+    shares = _shares(logits, drawing.temperatures)
+    return _draw_sorted(logits, shares, drawing.limits, drawing.draws)
 
 
 def _shares(logits: torch.Tensor, temperatures: torch.Tensor) -> torch.Tensor:

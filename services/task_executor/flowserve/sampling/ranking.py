@@ -4,13 +4,22 @@ from dataclasses import dataclass
 
 import torch
 
+from services.task_executor.flowserve.sampling.waiting import is_free_to_ask
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which rows want alternatives."""
+
+    rows: torch.Tensor  # int64 [n], indexes into the batch
+    most: int  # that any of them wants
+
 
 @dataclass(frozen=True, slots=True)
 class Alternatives:
-    """The likeliest tokens of each row that asked, as columns over all rows."""
+    """The likeliest tokens of each row that asked; as many as any of them wants."""
 
-    counts: torch.Tensor  # int64 [rows]; 0 where none were wanted
-    token_ids: torch.Tensor  # int64 [sum of counts], likeliest first
+    token_ids: torch.Tensor  # int64 [n, most], likeliest first
     logprobs: torch.Tensor  # fp32, likewise
 
 
@@ -21,16 +30,8 @@ def log_normaliser(logits: torch.Tensor) -> torch.Tensor:
     return logits.logsumexp(dim=-1)
 
 
-def rank(logits: torch.Tensor, normaliser: torch.Tensor, wanted: torch.Tensor) -> Alternatives:
-    """`wanted` is how many each row asks for; -1 and 0 mean none."""
-    counts = wanted.clamp(0, logits.shape[-1])
-    rows = counts.nonzero().flatten()
-    if not len(rows):
-        nothing = torch.empty(0, device=logits.device)
-        return Alternatives(counts, nothing.long(), nothing)
-    token_ids, logprobs = top(logits[rows], normaliser[rows], int(counts.max()))
-    is_wanted = torch.arange(token_ids.shape[-1], device=logits.device) < counts[rows][:, None]
-    return Alternatives(counts, token_ids[is_wanted], logprobs[is_wanted])
+def rank(logits: torch.Tensor, normaliser: torch.Tensor, asked: Asked) -> Alternatives:
+    return Alternatives(*top(logits[asked.rows], normaliser[asked.rows], asked.most))
 
 
 def top(
@@ -53,6 +54,9 @@ def _likeliest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Te
         return values, token_ids
     is_cut = values[:, count - 1] == values[:, count]
     values, token_ids = values[:, :count], token_ids[:, :count]
+    if not is_free_to_ask(logits):
+        firsts = _take_first_ties(logits, values, token_ids)
+        return values, torch.where(is_cut[:, None], firsts, token_ids)
     rows = is_cut.nonzero().flatten()
     if len(rows):
         token_ids[rows] = _take_first_ties(logits[rows], values[rows], token_ids[rows])

@@ -19,8 +19,9 @@ from services.task_executor.flowserve.grammar.grammars import Grammars
 from services.task_executor.flowserve.grammar.row_matchers import RowMatchers
 from services.task_executor.flowserve.grammar.vocabulary import VocabularyFacts
 from services.task_executor.flowserve.sampling.adjustments import TokenMasks
-from services.task_executor.flowserve.sampling.drawing import Limits
+from services.task_executor.flowserve.sampling.drawing import Drawing, Limits
 from services.task_executor.flowserve.sampling.sampler import SamplingColumns, sample
+from tests.unit.flowserve.sampling_rows import settled
 
 ANSWER_TOKENS_MAX = 300
 
@@ -139,7 +140,8 @@ def draw_token(
     assert masks is not None
     entries, bits = masks
     count = len(rows)
-    columns = SamplingColumns(
+    drawing = Drawing(
+        rows=None,
         temperatures=torch.ones(count, dtype=torch.float64),
         limits=Limits(
             torch.zeros(count, dtype=torch.int64),
@@ -149,7 +151,7 @@ def draw_token(
         draws=torch.full((count,), 0.5, dtype=torch.float64),
     )
     token_masks = TokenMasks(torch.from_numpy(entries), torch.from_numpy(bits))
-    drawn = sample(torch.stack(logits), columns, token_masks)
+    drawn = settled(sample(torch.stack(logits), SamplingColumns(drawing), token_masks))
     assert drawn.is_valid.all()
     return [int(token) for token in drawn.token_ids]
 

@@ -20,7 +20,7 @@ from services.task_executor.devices.base import (
 )
 from services.task_executor.flowserve.models.dense import load_dense
 from services.task_executor.weights.safetensors_folder import SafetensorsFolder
-from tools.npu_checks.operations import BLOCK_SIZE
+from tools.device_checks.operations import BLOCK_SIZE
 
 SHAPE = Shape("Qwen3ForCausalLM", "qwen3", 256, 512, 4, 4, 2, 128, 2000, has_qk_norm=True)
 ROWS, BLOCKS_PER_ROW = 4, 4

@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 import torch_npu
 
+from services.task_executor.devices.base import DecodeGraph
 from services.task_executor.devices.npu.attention import causal_mask
 from services.task_executor.devices.npu.device import NpuDevice
-from tools.npu_checks.operations import BLOCK_SIZE
-from tools.npu_checks.verdict import DIFFERS, OBSERVED, OK, Found
-from tools.npu_checks.whole_model import Runner
+from services.task_executor.devices.npu.graph import NpuDecodeGraph
+from tools.device_checks.operations import BLOCK_SIZE
+from tools.device_checks.replays import replays_in_a_row
+from tools.device_checks.verdict import OBSERVED, Found
 
-REPLAYS = 48
 HEAD_DIM = 128
 
 
@@ -55,29 +56,18 @@ def windows_of_decodes(device: NpuDevice) -> Found:
     return OBSERVED, f"pre_tokens={window} at length {length}: sees about {seen} keys"
 
 
-def replays_in_a_row(folder: Path, device: NpuDevice, *, waits: bool) -> Found:
-    """Lengths rise with every replay: one that reads those of its neighbour says other tokens."""
-    eager, replayed = Runner(folder, device), Runner(folder, device)
-    graph = replayed.capture()
-    eager.prefill()
-    replayed.prefill()
-    worst = 0.0
-    for _ in range(REPLAYS):
-        if not waits:
-            graph._last_replay = None  # type: ignore[attr-defined]
-        wanted, got = eager.decode(), replayed.decode(graph)
-        worst = max(worst, float((wanted - got).abs().max() / wanted.abs().max()))
-    same = eager.batch.tokens == replayed.batch.tokens
-    detail = f"{REPLAYS} replays, worst difference {worst:.1e}, tokens {'same' if same else 'not'}"
-    if not waits:
-        return OBSERVED, detail
-    return (OK if same else DIFFERS), detail
+def replays_that_wait_for_nobody(folder: Path, device: NpuDevice) -> Found:
+    def forget_the_last(graph: DecodeGraph) -> None:
+        assert isinstance(graph, NpuDecodeGraph)
+        graph._last_replay = None
+
+    return OBSERVED, replays_in_a_row(folder, device, forget_the_last)[1]
 
 
 def probes(folder: Path, device: NpuDevice) -> dict[str, Callable[[], Found]]:
     return {
-        "graph replays beside eager steps": lambda: replays_in_a_row(folder, device, waits=True),
-        "replays that wait for nobody": lambda: replays_in_a_row(folder, device, waits=False),
+        "graph replays beside eager steps": lambda: replays_in_a_row(folder, device),
+        "replays that wait for nobody": lambda: replays_that_wait_for_nobody(folder, device),
         "negative slots": lambda: negative_slots(device),
         "windows of decodes": lambda: windows_of_decodes(device),
     }

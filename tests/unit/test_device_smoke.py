@@ -1,4 +1,4 @@
-"""The logic of the smoke script on this CPU, without torch_npu."""
+"""The logic of the smoke script on this CPU, without a card or its libraries."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from tools.npu_checks.verdict import DIFFERS, FAILED, OK, compare, judge
+from tools.device_checks.verdict import DIFFERS, FAILED, OK, compare, judge
 
 
 def test_a_dry_run_passes_and_ends_in_json() -> None:
@@ -21,6 +21,17 @@ def test_a_dry_run_passes_and_ends_in_json() -> None:
     found = json.loads(last)
     assert len(found["checks"]) == len(table) == 12
     assert {it["outcome"] for it in found["checks"]} == {OK}
+
+
+def test_a_card_that_is_not_there_is_named() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.device_smoke", "--device", "npu"],
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("the device npu needs")
 
 
 def test_one_bad_row_is_enough() -> None:

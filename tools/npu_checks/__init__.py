@@ -1,1 +1,0 @@
-"""What `tools/npu_smoke.py` runs on a card: operations, a whole model, and open questions."""
