@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+from deepflow.bench.decode_traffic import DecodeTraffic, decode_sums
+from deepflow.bench.overhead import decode_step_median
 from deepflow.bench.peers.protocol import Engine, Setup, serve
+from deepflow.core.devices import DEVICE_DTYPES
+from deepflow.core.model_spec import ModelSpec
 from deepflow.core.sampling import SamplingParams
 
 
@@ -17,6 +21,9 @@ class OurEngine:
             tensor_parallel=setup.tensor_parallel,
             pipeline_parallel=setup.pipeline_parallel,
         )
+        dtypes = DEVICE_DTYPES[setup.device]
+        spec = ModelSpec.from_folder(setup.model)
+        self._traffic = DecodeTraffic.of(spec, setup.dtype or dtypes[0], dtypes[0])
         self._trace = self._engine.record()
 
     def generate(self, prompts: list[list[int]], output: int) -> list[list[int]]:
@@ -27,6 +34,8 @@ class OurEngine:
         sums = {
             "gap_fraction": self._trace.gap_fraction(),
             "master_fraction": self._trace.master_fraction(),
+            "decode_step_median": decode_step_median(self._trace.spans),
+            **decode_sums(self._trace.spans, self._traffic),
         }
         if path:
             self._trace.write(Path(path))

@@ -1,8 +1,9 @@
 """`deepflow bench`: measure this machine, beside a ceiling or a peer, in one run."""
 
 import json
+import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Never
 
 import typer
 from rich.console import Console
@@ -27,6 +28,17 @@ ModelOption = Annotated[
     typer.Option(metavar="FOLDER", help="Model folder; without one, random weights of --shape."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only the JSON object.")]
+
+
+@app.callback()
+def end_like_ctrl_c(context: typer.Context) -> None:
+    """A SIGTERM, too, takes along what a benchmark started and wrote: weights are large."""
+    former = signal.signal(signal.SIGTERM, _end)
+    context.call_on_close(lambda: signal.signal(signal.SIGTERM, former))
+
+
+def _end(number: int, _frame: object) -> Never:
+    raise SystemExit(128 + number)
 
 
 @app.command()
@@ -75,9 +87,14 @@ def engine(
     ] = 64,
     dtype: Annotated[
         str,
-        typer.Option(help="What is computed with, by every engine; beside int8, peers take fp32."),
-    ] = "float32",
-    device: Annotated[str, typer.Option(help="Device of our engine.")] = "cpu",
+        typer.Option(
+            help="What is computed with, by every engine; peers take fp32 beside int8. Without"
+            " one, what is best on the device: float32 on cpu, bfloat16 on npu and cuda."
+        ),
+    ] = "",
+    device: Annotated[
+        str, typer.Option(help="Device of our engine: cpu, npu, cuda, emulated:NAME.")
+    ] = "cpu",
     tp: TensorParallelOption = 1,
     pp: PipelineParallelOption = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Counted rounds, all engines in turn.")] = 3,
@@ -101,10 +118,15 @@ def engine(
 ) -> None:
     """The engine alone: greedy answers to random prompts, beside its peers and the roofline.
 
-    ready_s is the time from starting the process to its first token. The roofline is the time
-    that the matrix products alone would take at the machine's best measured rate. Every engine
-    runs in a process of its own, in turn with the others, with new prompts each round; figures
-    are medians.
+    ready_s is the time from starting the process to its first token. The roofline on cpu is the
+    time that the matrix products alone would take at the machine's best measured rate; on an
+    accelerator that of a decode step that only reads the weights once and the KV of its rows, at
+    the rate of a large copy inside the device's memory. Every engine runs in a process of its
+    own, in turn with the others, with new prompts each round; figures are medians.
+
+    python_overhead_fraction (cpu, with --shape): the time of a decode step of a model with as
+    many layers and next to no width, by that of the real one. It runs the same Python and the
+    same operations without their arithmetic.
     """
     from deepflow.bench import engine as bench  # late: --help needs none of this
     from deepflow.bench.random_model import SHAPES
@@ -119,7 +141,7 @@ def engine(
         fail(f"--shape {shape}: choices are {', '.join(SHAPES)}", EXIT_BAD_OPTION)
     if device not in DEVICE_DTYPES:
         fail(f"--device {device}: choices are {', '.join(DEVICE_DTYPES)}", EXIT_BAD_OPTION)
-    if dtype not in DEVICE_DTYPES[device]:
+    if dtype and dtype not in DEVICE_DTYPES[device]:
         choices = ", ".join(DEVICE_DTYPES[device])
         fail(f"--dtype {dtype}: choices on {device} are {choices}", EXIT_BAD_OPTION)
     options = bench.EngineOptions(
@@ -204,7 +226,7 @@ def rtc(
     device_prefixes: Annotated[
         int, typer.Option(min=1, help="Prefixes that the device holds, of four times as many.")
     ] = 6,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of fetching and computing.")] = 7,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of fetching and computing.")] = 31,
     as_json: AsJson = False,
 ) -> None:
     """What memory and disk behind the device's KV cache bring.
@@ -233,10 +255,12 @@ def rtc(
 
 
 def _show_rtc(report: "RtcReport") -> None:
+    from deepflow.bench.rtc_cases import RIGHT  # late: --help needs none of this
+
     figures = report.as_dict()
     kept = f"{figures['kept_hits']:.0%} of an infinite cache's hits"
     table = Table(title=f"KV in tiers, {report.device}: {kept}")
-    for column in ("tier", "tokens", "fetched", "computed", "the model would", ""):
+    for column in ("tier", "tokens", "fetched", "computed", "the model would", "its ratio", ""):
         table.add_column(column, justify="left" if column in ("tier", "") else "right")
     for case in report.cases:
         table.add_row(
@@ -245,7 +269,8 @@ def _show_rtc(report: "RtcReport") -> None:
             f"{case.fetch_ms:.2f} ms",
             f"{case.compute_ms:.2f} ms",
             case.choice,
-            "" if case.is_right else "wrong",
+            f"{case.ratio:.2f} ({case.ratio_low:.2f} to {case.ratio_high:.2f})",
+            "" if case.verdict == RIGHT else case.verdict,
         )
     Console().print(table)
 
@@ -297,10 +322,7 @@ def pacing(
 
 
 def _show_engine(report: "EngineReport") -> None:
-    fraction = report.ours.output_tok_s / report.roofline_tok_s
-    table = Table(
-        title=f"engine, {fraction:.2f} of the roofline ({report.roofline_tok_s:.0f} tokens/s)"
-    )
+    table = Table(title=f"engine, {report.roofline}" if report.roofline else "engine")
     for column in ("", "output tokens/s", "all tokens/s", "first token after", "ours is"):
         table.add_column(column, justify="left" if not column else "right")
     for name, figures in {"deepflow": report.ours, **report.peers}.items():
@@ -318,6 +340,9 @@ def _show_engine(report: "EngineReport") -> None:
         f"the master worked {report.master_fraction:.1%} of the steps' time",
         highlight=False,
     )
+    if report.python_overhead_fraction is not None:
+        share = f"{report.python_overhead_fraction:.1%} of a decode step is not arithmetic, at most"
+        console.print(share, highlight=False)
 
 
 def _show(report: "MeshReport") -> None:
@@ -331,11 +356,23 @@ def _show(report: "MeshReport") -> None:
         f"{report.ratio:.2f}",
     )
     for name, mine, bare, added in (
+        (
+            "idle, p50",
+            report.idle_ttft_ms_p50,
+            report.ceiling_idle_ttft_ms_p50,
+            report.idle_ttft_overhead_ms_p50,
+        ),
+        (
+            "idle, p99",
+            report.idle_ttft_ms_p99,
+            report.ceiling_idle_ttft_ms_p99,
+            report.idle_ttft_overhead_ms_p99,
+        ),
         ("p50", report.ttft_ms_p50, report.ceiling_ttft_ms_p50, report.ttft_overhead_ms_p50),
         ("p99", report.ttft_ms_p99, report.ceiling_ttft_ms_p99, report.ttft_overhead_ms_p99),
     ):
         table.add_row(
-            f"time to first token, {name}", f"{mine:.1f} ms", f"{bare:.1f} ms", f"+{added:.1f} ms"
+            f"time to first token, {name}", f"{mine:.1f} ms", f"{bare:.1f} ms", f"{added:+.1f} ms"
         )
     for name, cost in sorted(report.cpu_us_per_token_by_process.items(), key=lambda x: -x[1]):
         table.add_row(f"CPU per token, {name}", f"{cost:.1f} µs", "", "")

@@ -1,6 +1,7 @@
 """What the master and the device did when, step by step: for the benchmark's trace."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ class StepSpan:
     ran: tuple[float, float] = (0.0, 0.0)
     applied: tuple[float, float] = (0.0, 0.0)
     is_last: bool = False  # nobody was left after it, so that the device may rest
+    # Of each sequence: the tokens that its last one attends to, itself included.
+    contexts: Sequence[int] = ()
 
 
 @dataclass(slots=True)

@@ -112,3 +112,23 @@ def test_what_does_not_fit_is_left_to_torch(native: RowOperations) -> None:
     )
     halves = random(4, 8).bfloat16()
     assert device.swiglu(halves).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize(("tokens", "heads", "head_dim"), [(1, 1, 2), (3, 5, 18), (70, 16, 64)])
+def test_heads_are_turned_as_by_torch(
+    native: RowOperations, tokens: int, heads: int, head_dim: int
+) -> None:
+    # Values of a fused projection lie behind each token's queries and keys.
+    turning = random(tokens, heads + 2, head_dim)[:, :heads]
+    angles = random(tokens, head_dim // 2, seed=2)
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    assert native.fits_heads(turning, cos)
+    first, second = turning.chunk(2, dim=-1)
+    expected = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    torch.testing.assert_close(native.rotate(turning, cos, sin), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_heads_that_lie_otherwise_are_left_to_torch(native: RowOperations) -> None:
+    cos = torch.ones(3, 1, 4)
+    assert not native.fits_heads(random(3, 8, 5).transpose(1, 2), cos)
+    assert not native.fits_heads(random(3, 5, 8).bfloat16(), cos)

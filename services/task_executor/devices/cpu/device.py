@@ -1,4 +1,4 @@
-"""The CPU through torch: fp32, bf16 or int8, linears packed for oneDNN, paged attention."""
+"""The CPU through torch: fp32, bf16 or int8, packed linears, paged attention."""
 
 import os
 from collections.abc import Callable
@@ -19,7 +19,11 @@ from services.task_executor.devices.cpu.huge_pages import huge_zeros
 from services.task_executor.devices.cpu.int8_kernels import choose_kernel
 from services.task_executor.devices.cpu.int8_linear import Int8Linear
 from services.task_executor.devices.cpu.memory import memory_available
-from services.task_executor.devices.cpu.native import decode_attention, row_operations
+from services.task_executor.devices.cpu.native import (
+    decode_attention,
+    packed_linear,
+    row_operations,
+)
 from services.task_executor.devices.plain import PlainDevice
 
 
@@ -36,6 +40,8 @@ class CpuDevice(PlainDevice):
         self._native = row_operations.begin_build()
         self._int8 = choose_kernel() if dtype == INT8 else None
         self.dtype: torch.dtype = torch.float32 if dtype == INT8 else getattr(torch, dtype)
+        if self._int8 is None and self.dtype is torch.float32:
+            packed_linear.begin_build()  # beside whatever else a start does
 
     def memory_available(self) -> int:
         return memory_available()
@@ -56,6 +62,11 @@ class CpuDevice(PlainDevice):
     ) -> Callable[[torch.Tensor], torch.Tensor]:
         if self._int8 is not None:
             return Int8Linear(weight, bias, self._int8, self._native.get)
+        if weight.dtype is torch.float32:
+            # Awaited, for how a weight lies is settled now; from the second start on it is there.
+            products = packed_linear.begin_build().wait()
+            if products is not None:
+                return packed_linear.PackedLinear(weight, bias, products)
         if _can_pack(weight.dtype):
             return OneDnnLinear(weight, bias)
         return PlainLinear(weight, bias)
@@ -75,6 +86,14 @@ class CpuDevice(PlainDevice):
         if native is None or not native.fits(inputs, residual, weight):
             return super().add_rms_norm(inputs, residual, weight, epsilon)
         return native.add_rms_norm(inputs, residual, weight, epsilon)
+
+    def rotate(
+        self, heads: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        native = self._native.get()
+        if native is None or not native.fits_heads(heads, angles[0]):
+            return super().rotate(heads, angles)
+        return native.rotate(heads, *angles)
 
     def swiglu(self, gate_up: torch.Tensor) -> torch.Tensor:
         native = self._native.get()

@@ -4,6 +4,7 @@ A device at work leaves the interpreter to others: torch's kernels and the waiti
 devices both do.
 """
 
+import ctypes
 import os
 import sys
 import threading
@@ -16,6 +17,10 @@ from services.task_executor.flowserve.ring import wait_readable
 
 # By default a thread that has something to do waits five milliseconds for one that computes.
 SWITCH_SECONDS = 0.0005
+# Keeps the interpreter, which os.eventfd_write gives away: the master would have it before the next
+# step is begun, and the device would stand still while it takes in the last one.
+_wake = ctypes.PyDLL(None).eventfd_write
+_wake.argtypes = [ctypes.c_int, ctypes.c_uint64]
 
 
 class ThreadedRunner:
@@ -60,4 +65,4 @@ class ThreadedRunner:
                 self._outcomes.append(self._executor.execute(plan))
             except Exception as error:  # raised where the step is collected
                 self._outcomes.append(error)
-            os.eventfd_write(self._wake_fd, 1)
+            _wake(self._wake_fd, 1)

@@ -75,3 +75,25 @@ void swiglu(const float *gate_up, float *output, int64_t rows, int64_t columns, 
         }
     }
 }
+
+/* Turns the two halves of each head against each other.
+ *
+ * heads: [tokens, count, 2 * half], `stride` floats from one token to the next; out likewise, dense.
+ * cos, sin: [tokens, half]. */
+void rotate(const float *heads, const float *cos, const float *sin, float *out, int64_t tokens,
+            int64_t count, int64_t half, int64_t stride, int32_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) \
+    if (tokens * count * half >= PARALLEL_FLOATS_MIN)
+    for (int64_t t = 0; t < tokens; t++) {
+        const float *c = cos + t * half, *s = sin + t * half;
+        for (int64_t h = 0; h < count; h++) {
+            const float *first = heads + t * stride + h * 2 * half, *second = first + half;
+            float *low = out + (t * count + h) * 2 * half, *high = low + half;
+#pragma omp simd
+            for (int64_t i = 0; i < half; i++) {
+                low[i] = first[i] * c[i] - second[i] * s[i];
+                high[i] = second[i] * c[i] + first[i] * s[i];
+            }
+        }
+    }
+}

@@ -1,4 +1,4 @@
-"""Norms, SwiGLU and quantising by row, each in one pass; torch takes several."""
+"""Norms, SwiGLU, rotary positions and quantising by row, each in one pass; torch takes several."""
 
 import ctypes
 from functools import cache
@@ -20,12 +20,13 @@ class RowOperations:
         """Raises OSError where it cannot be loaded."""
         loaded = ctypes.CDLL(str(library))
         self._quantize, self._norm = loaded.quantize_rows, loaded.rms_norm
-        self._swiglu = loaded.swiglu
+        self._swiglu, self._rotate = loaded.swiglu, loaded.rotate
         threads = ctypes.c_int32
         self._quantize.argtypes = [*[_POINTER] * 3, _INT, _INT, _FLOAT, _FLOAT, threads]
         self._norm.argtypes = [*[_POINTER] * 5, _INT, _INT, _FLOAT, threads]
         self._swiglu.argtypes = [*[_POINTER] * 2, _INT, _INT, threads]
-        for function in (self._quantize, self._norm, self._swiglu):
+        self._rotate.argtypes = [*[_POINTER] * 4, *[_INT] * 4, threads]
+        for function in (self._quantize, self._norm, self._swiglu, self._rotate):
             function.restype = None
 
     @staticmethod
@@ -63,6 +64,22 @@ class RowOperations:
         output = torch.empty(*gate_up.shape[:-1], columns)
         rows = output.numel() // columns
         self._swiglu(gate_up.data_ptr(), output.data_ptr(), rows, columns, torch.get_num_threads())
+        return output
+
+    @staticmethod
+    def fits_heads(heads: torch.Tensor, cos: torch.Tensor) -> bool:
+        """The heads of a token lie side by side, whatever is between two tokens."""
+        are_floats = heads.dtype is torch.float32 and cos.dtype is torch.float32
+        return are_floats and heads.stride(2) == 1 and heads.stride(1) == heads.shape[2]
+
+    def rotate(self, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """heads: [tokens, heads, head_dim]; cos and sin: [tokens, 1, head_dim / 2], contiguous."""
+        tokens, count, width = heads.shape
+        output = torch.empty(tokens, count, width)
+        self._rotate(
+            heads.data_ptr(), cos.data_ptr(), sin.data_ptr(), output.data_ptr(),
+            tokens, count, width // 2, heads.stride(0), torch.get_num_threads(),
+        )  # fmt: skip
         return output
 
     def _normed(

@@ -1,0 +1,31 @@
+"""A benchmark that is told to end."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from deepflow.lifecycle import bound_to_parent
+from tests.servers import until
+
+SECONDS = 60.0
+TERMINATED = 143
+
+
+def test_one_that_is_terminated_takes_its_weights_along(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "deepflow.cli.main", "bench", "engine", "--shape", "llama-15m"]
+    process = subprocess.Popen(
+        bound_to_parent(command),
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        asyncio.run(until(lambda: any(tmp_path.glob("deepflow-bench-*/*")), what="its weights"))
+        process.terminate()
+        assert process.wait(SECONDS) == TERMINATED
+        assert not list(tmp_path.iterdir())
+    finally:
+        process.kill()
+        process.wait()
