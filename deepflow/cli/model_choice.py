@@ -54,11 +54,6 @@ def choose_model(
             " several",
             EXIT_BAD_OPTION,
         )
-    if tensor_parallel * pipeline_parallel > 1 and (kv_dram or kv_disk):
-        fail(
-            "--kv-dram and --kv-disk: a model over several ranks keeps its KV on their devices",
-            EXIT_BAD_OPTION,
-        )
     kv_bytes = _kv_bytes("--kv-memory", kv_memory)
     kv_dram_bytes, kv_disk_bytes = _kv_bytes("--kv-dram", kv_dram), _kv_bytes("--kv-disk", kv_disk)
     repository = _repository(model)

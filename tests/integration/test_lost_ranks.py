@@ -1,99 +1,31 @@
-"""A rank that dies or stands still ends its engine, and nothing outlives an engine."""
+"""A rank that dies, stands still or hangs ends its engine, and nothing outlives an engine."""
 
 import os
+import re
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from deepflow.core.sampling import SamplingParams
-from deepflow.demo import MODEL_DIR
 from services.task_executor.flowserve.__main__ import EXIT_BROKEN
-from services.task_executor.flowserve.messages import (
-    FromEngine,
-    Load,
-    Loaded,
-    Progress,
-    StepOutput,
-    Submit,
-    ToEngine,
-    Unload,
-    Unloaded,
+from services.task_executor.flowserve.messages import LoadFailed, Submit, Unload, Unloaded
+from tests.integration.rank_rig import (
+    DEADLINE_SECONDS,
+    DIED,
+    ENDLESS,
+    JOINING,
+    LOADING,
+    Engine,
+    await_condition,
+    command_of,
+    make_fragile,
 )
-from services.task_executor.flowserve.ring import Ring, decode_from_engine, encode
-
-DEADLINE_SECONDS = 90.0
-ENDLESS = SamplingParams(900, temperature=0.0, ignore_eos=True)
-
-
-class Engine:
-    """The shell's half of the conversation, and a look at the engine's children."""
-
-    def __init__(self) -> None:
-        self.rings = Ring.create(), Ring.create()
-        self.writer, self.reader = self.rings[0].writer(), self.rings[1].reader()
-        command = [sys.executable, "-m", "services.task_executor.flowserve"]
-        for option, ring in zip(("--inbox", "--outbox"), self.rings, strict=True):
-            command += [option, ",".join(map(str, ring.fds))]
-        fds = [fd for ring in self.rings for fd in ring.fds]
-        self.process = subprocess.Popen(command, pass_fds=fds)
-        self._received: list[FromEngine] = []
-
-    def send(self, message: ToEngine) -> None:
-        self.writer.send(encode(message), DEADLINE_SECONDS)
-
-    def receive(self) -> FromEngine:
-        while not self._received:
-            assert self.reader.wait(DEADLINE_SECONDS), "the engine says nothing"
-            self._received += map(decode_from_engine, self.reader.drain())
-        return self._received.pop(0)
-
-    def load(self, **settings: int) -> Loaded:
-        self.send(Load("demo", str(MODEL_DIR), "cpu", "r1", settings=settings))
-        while isinstance(message := self.receive(), Progress):
-            pass
-        assert isinstance(message, Loaded), message
-        return message
-
-    def begin_to_answer(self) -> None:
-        self.send(Submit(1, [5, 6, 7], ENDLESS))
-        while not (isinstance(output := self.receive(), StepOutput) and output.token_ids):
-            pass
-
-    def ranks(self) -> list[int]:
-        """Process ids of those that hold a share of the model."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        pids = [int(pid) for pid in children.read_text().split()]
-        return [pid for pid in pids if b"flowserve.ranks" in command_of(pid)]
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for ring in self.rings:
-            ring.close()
-
-
-def command_of(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
-def await_condition(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, "it does not come to pass"
-        os.sched_yield()
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
-    engine = Engine()
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    engine = Engine(tmp_path)
     yield engine
     engine.close()
 
@@ -105,6 +37,7 @@ def test_a_rank_that_dies_ends_its_engine(engine: Engine) -> None:
     engine.begin_to_answer()
     os.kill(rank, signal.SIGKILL)
     assert engine.process.wait(DEADLINE_SECONDS) == EXIT_BROKEN
+    assert f"rank 1 (process {rank}) died" in engine.log
 
 
 def test_a_rank_that_stands_still_ends_its_engine(engine: Engine) -> None:
@@ -113,6 +46,7 @@ def test_a_rank_that_stands_still_ends_its_engine(engine: Engine) -> None:
     engine.begin_to_answer()
     os.kill(rank, signal.SIGSTOP)
     assert engine.process.wait(DEADLINE_SECONDS) == EXIT_BROKEN
+    assert "rank 1 was stopped by a signal" in engine.log
     await_condition(lambda: not command_of(rank))
 
 
@@ -136,3 +70,52 @@ def test_an_engine_that_is_told_to_end_takes_its_ranks_along(engine: Engine) -> 
     engine.process.terminate()
     assert engine.process.wait(DEADLINE_SECONDS) == 0
     assert not command_of(rank)
+
+
+@pytest.fixture
+def fragile_engine(tmp_path: Path) -> Iterator[Engine]:
+    """Its ranks can be made to hang."""
+    engine = Engine(tmp_path, make_fragile(tmp_path))
+    yield engine
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("split", "how"),
+    [("tensor_parallel", signal.SIGUSR1), ("pipeline_parallel", signal.SIGUSR2)],
+    ids=["waits", "computes"],
+)
+def test_a_rank_that_hangs_ends_its_engine(
+    fragile_engine: Engine, split: str, how: signal.Signals
+) -> None:
+    engine = fragile_engine
+    engine.load(**{split: 2}, cpu_threads=2, kv_blocks=80)
+    [rank] = engine.ranks()
+    engine.begin_to_answer()
+    os.kill(rank, how)
+    assert engine.process.wait(DEADLINE_SECONDS) == EXIT_BROKEN
+    assert "rank 1 hangs" in engine.log
+    await_condition(lambda: not command_of(rank))
+
+
+def test_a_rank_that_hangs_while_nobody_asks_is_seen_with_the_next_request(
+    fragile_engine: Engine,
+) -> None:
+    engine = fragile_engine
+    engine.load(tensor_parallel=2, cpu_threads=2, kv_blocks=80)
+    [rank] = engine.ranks()
+    os.kill(rank, signal.SIGUSR1)
+    engine.send(Submit(1, [5, 6, 7], ENDLESS))
+    assert engine.process.wait(DEADLINE_SECONDS) == EXIT_BROKEN
+    assert "rank 1 hangs" in engine.log
+
+
+@pytest.mark.parametrize("moment", [LOADING, JOINING])
+def test_a_rank_that_dies_ends_the_load_and_is_named(tmp_path: Path, moment: str) -> None:
+    engine = Engine(tmp_path, make_fragile(tmp_path) | {"DIES_AT": moment})
+    engine.begin_to_load(tensor_parallel=2, cpu_threads=2, kv_blocks=80)
+    failed = engine.await_end_of_load()
+    assert isinstance(failed, LoadFailed)
+    assert re.fullmatch(DIED, failed.message)
+    assert engine.process.wait(DEADLINE_SECONDS) == EXIT_BROKEN
+    engine.close()

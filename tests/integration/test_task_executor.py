@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -45,13 +46,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[TaskExecutorServer]:
+async def server(request: pytest.FixtureRequest) -> AsyncIterator[TaskExecutorServer]:
+    """A test may change its settings."""
     config = TaskExecutorConfig(
         id="te-test",
         cluster_token=TOKEN,
         nats_url="nats://127.0.0.1:1",  # nobody there: a task executor must not mind
         cluster_manager_address="127.0.0.1:1",
         kv_store_address="127.0.0.1:1",
+        **getattr(request, "param", {}),
     )
     server = TaskExecutorServer(config)
     await server.start()
@@ -195,6 +198,21 @@ async def test_a_lost_engine_fails_its_tasks_and_comes_back_with_the_model(
         await until(lambda: server.lifecycle.word == "ready", what="ready again")
         await je.submit(2, [5] * 20, 5)
         assert len((await je.collect({2}))[0][2]) == 5
+
+
+@pytest.mark.parametrize("server", [{"load_timeout_seconds": 1.0}], indirect=True)
+async def test_a_load_that_never_ends_is_given_up_with_its_engine(
+    server: TaskExecutorServer, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "config.json")  # who opens it waits for a writer
+    hung = server.engine.process
+    async with JobExecutor(server) as je:
+        with pytest.raises(DeepFlowError):
+            await je.load(tmp_path)
+    assert hung is not None
+    assert await asyncio.wait_for(hung.wait(), 30) == -signal.SIGKILL
+    await until(lambda: server.engine.process is not hung, what="another engine")
+    assert server.lifecycle.word == "blank"
 
 
 async def test_the_same_load_twice_is_one_load_and_another_is_refused(

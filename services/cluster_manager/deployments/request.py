@@ -51,11 +51,6 @@ def _check_engine(engine: cluster_pb2.EngineOptions) -> None:
     for field in TIER_FIELDS:
         if getattr(engine, field) > KV_BYTES_MAX:
             raise InvalidRequest(f"{field} is more than 1 PiB", param=field)
-        if getattr(engine, field) and max(getattr(engine, it) for it in RANK_FIELDS) > 1:
-            raise InvalidRequest(
-                f"{field}: a model over several ranks keeps its KV on their devices only",
-                param=field,
-            )
     for field in ("tpot_ms", "ttft_ms"):
         if getattr(engine, field) and engine.policy != SLO:
             raise InvalidRequest(f"{field} is a target of the policy {SLO}", param=field)

@@ -10,6 +10,7 @@ from deepflow import logs
 from deepflow.core.encoder_spec import is_encoder_folder
 from services.task_executor.flowserve.embedding.build import build_embedding_master
 from services.task_executor.flowserve.embedding.master import EmbeddingMaster
+from services.task_executor.flowserve.failed_steps import EngineBroken
 from services.task_executor.flowserve.master import Master
 from services.task_executor.flowserve.messages import (
     Cancel,
@@ -31,6 +32,7 @@ from services.task_executor.flowserve.messages import (
     Unload,
     Unloaded,
 )
+from services.task_executor.flowserve.pulse import Pulse
 from services.task_executor.flowserve.ring import (
     Ring,
     RingFull,
@@ -53,6 +55,9 @@ class EngineProcess:
         self._inbox = inbox.reader()
         self._outbox = outbox.writer()
         self._clock = outbox.step_clock
+        self._marks = outbox.marks
+        self._marks.rest()  # no pulse is owed
+        self._pulse: Pulse | None = None
         # A parent that died before this line goes unnoticed; the shell's way of spawning sees it.
         self._parent_pid = os.getppid()
         self._load: Load | None = None
@@ -122,6 +127,9 @@ class EngineProcess:
         try:
             if self._master is None:
                 self._master = self._build_master(load)
+        except EngineBroken as error:
+            self._publish(LoadFailed(load.deployment, str(error)))
+            raise
         except Exception as error:
             # Where the model or the machine is at fault, the words say it all.
             trace = None if isinstance(error, ValueError) else error
@@ -130,6 +138,8 @@ class EngineProcess:
             return LoadFailed(load.deployment, str(error) or type(error).__name__)
         self._load = load
         config = self._master.config
+        if config.tensor_parallel * config.pipeline_parallel > 1 and self._pulse is None:
+            self._pulse = Pulse(self._marks)
         return Loaded(
             deployment=load.deployment,
             block_size=config.block_size,
@@ -145,6 +155,9 @@ class EngineProcess:
             max_step_tokens=config.max_step_tokens,
             tensor_parallel=config.tensor_parallel,
             pipeline_parallel=config.pipeline_parallel,
+            kv_dtype=config.kv_dtype,
+            kv_dram_blocks=config.kv_dram_blocks,
+            kv_disk_blocks=config.kv_disk_blocks,
         )
 
     def _build_master(self, load: Load) -> Master | EmbeddingMaster:
@@ -164,6 +177,9 @@ class EngineProcess:
 
     def _drop_model(self) -> None:
         logs.say_always(deployment="")
+        if self._pulse is not None:
+            self._pulse.close()
+            self._pulse = None
         master, self._master, self._load = self._master, None, None
         if master is not None and (output := master.close()):
             self._publish(output)

@@ -1,6 +1,6 @@
 """A ring of bytes between two processes, one of which writes and one of which reads.
 
-    memory  [header: one page, holds the step clock][capacity bytes of records, wrapping around]
+    memory  [header: one page, holds step clock and marks][capacity bytes of records, wrapping]
     record  [length u32][bytes]
     filled  eventfd: records written and not yet read; readable when there is one
     freed   eventfd: bytes read and not yet reused; readable when there is room again
@@ -18,11 +18,13 @@ from collections.abc import Sequence
 
 import msgspec
 
+from services.task_executor.flowserve.marks import Marks
 from services.task_executor.flowserve.messages import FromEngine, ToEngine
 from services.task_executor.flowserve.step_clock import StepClock
 
 DEFAULT_CAPACITY_BYTES = 4 << 20
 HEADER_BYTES = mmap.PAGESIZE
+_MARKS_AT = 64
 
 _LENGTH = struct.Struct("<I")
 _COUNTER_FLAGS = os.EFD_CLOEXEC | os.EFD_NONBLOCK
@@ -48,6 +50,11 @@ class Ring:
         self.memory = mmap.mmap(memory_fd, 0)
         self.capacity = len(self.memory) - HEADER_BYTES
         self.step_clock = StepClock(memoryview(self.memory)[: StepClock.SIZE])
+        self.marks = Marks(memoryview(self.memory)[_MARKS_AT : _MARKS_AT + Marks.SIZE])
+
+    @property
+    def filled_fd(self) -> int:
+        return self.fds[1]
 
     @classmethod
     def create(cls, capacity: int = DEFAULT_CAPACITY_BYTES) -> "Ring":
@@ -73,6 +80,7 @@ class Ring:
 
     def close(self) -> None:
         self.step_clock.close()
+        self.marks.close()
         self.memory.close()
         for fd in self.fds:
             os.close(fd)

@@ -1,6 +1,8 @@
 """When an engine hangs: seen by the shell, never by the engine itself."""
 
 from deepflow.core.process_state import is_stopped as is_stopped
+from services.task_executor.flowserve.marks import Marks
+from services.task_executor.flowserve.ranks.eye import Eye
 from services.task_executor.flowserve.step_clock import StepInProgress
 
 
@@ -20,6 +22,22 @@ def is_hung(
         return now - quiet_since > floor_seconds
     allowed = max(floor_seconds, factor * running.predicted_seconds)
     return now - running.started_seconds > allowed
+
+
+class PulseTaker:
+    """Sees that an engine of several ranks holds its interpreter in the middle of a step.
+
+    A rank that hangs is named by the engine itself, rank 0 included, unless it cannot say a word.
+    """
+
+    def __init__(self, marks: Marks, pid: int) -> None:
+        self._eye = Eye(marks, pid)
+
+    def is_lost(self, has_step: bool, is_stopped: bool, now: float) -> bool:
+        self._eye.look(now)
+        if is_stopped or not has_step:
+            self._eye.forget()
+        return self._eye.silence.is_too_long
 
 
 class Suspension:

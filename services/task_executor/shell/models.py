@@ -112,6 +112,8 @@ class ModelHolder:
                 raise InvalidRequest(loaded.message, param="source", reason="load_failed")
         except (TimeoutError, DeepFlowError) as error:
             self._forget()
+            if isinstance(error, TimeoutError):
+                self._engine.replace()  # it would be busy with this load for ever
             self._lifecycle.to(types.LIFECYCLE_STATE_BLANK, f"load failed: {error}")
             raise
         finally:

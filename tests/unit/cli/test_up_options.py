@@ -100,7 +100,7 @@ def test_how_a_model_is_held_becomes_the_deployment() -> None:
 
 @pytest.mark.parametrize("option", ["--kv-dram", "--kv-disk"])
 def test_sizes_of_tiers_are_checked_at_once(option: str) -> None:
-    for arguments in ((option, "much"), (option, "2000TiB"), (option, "1GiB", "--tp", "2")):
+    for arguments in ((option, "much"), (option, "2000TiB")):
         result = up(*arguments)
         assert result.exit_code == 2 and option in result.stderr
 

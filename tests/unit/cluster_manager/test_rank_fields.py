@@ -26,6 +26,9 @@ def asked(
 def test_ranks_are_accepted_where_something_computes() -> None:
     check_deployment(asked(tensor_parallel=2, pipeline_parallel=3))
     check_deployment(asked("emulated:h200", tensor_parallel=1))
+    with_tiers = asked(tensor_parallel=2)
+    with_tiers.engine.kv_dram_bytes = with_tiers.engine.kv_disk_bytes = 1 << 30
+    check_deployment(with_tiers)
 
 
 @pytest.mark.parametrize("field", ["tensor_parallel", "pipeline_parallel"])

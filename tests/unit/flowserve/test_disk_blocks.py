@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from deepflow.core.parallel import Layout, Place
 from services.task_executor.flowserve.rtc.copies import BlockCopy, Tier
 from services.task_executor.flowserve.tiers.disk_blocks import HEADER_BYTES, BadBlock, DiskBlocks
 
@@ -21,7 +23,7 @@ def copy_of(block: int, identity: bytes = b"i" * 16, content: bytes = b"tokens")
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[DiskBlocks]:
-    disk = DiskBlocks(tmp_path / "kv", SIZE)
+    disk = DiskBlocks(tmp_path / "kv")
     disk.write(copy_of(7), memoryview(DATA))
     yield disk
     disk.close()
@@ -54,7 +56,8 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "one byte short": lambda it: it[:-1],
     "one byte long": lambda it: it + b"\0",
     "one bit of the data": lambda it: it[:-1] + bytes([it[-1] ^ 1]),
-    "one bit of the identity": lambda it: it[:8] + bytes([it[8] ^ 1]) + it[9:],
+    "one bit of the identity": lambda it: it[:16] + bytes([it[16] ^ 1]) + it[17:],
+    "one bit of the place": lambda it: it[:8] + bytes([it[8] ^ 1]) + it[9:],
     "one bit of the checksum": lambda it: it[: HEADER_BYTES - 1] + b"\0" + it[HEADER_BYTES:],
     "zeros": lambda it: bytes(len(it)),
     "another magic": lambda it: b"DFKVBLK0" + it[8:],
@@ -76,13 +79,32 @@ def test_another_block_is_not_the_one_that_was_asked_for(disk: DiskBlocks) -> No
             read(disk, other)
 
 
+def test_another_ranks_share_is_not_ones_own(disk: DiskBlocks, tmp_path: Path) -> None:
+    for place in (Place(Layout(2, 1), 0), Place(Layout(1, 2), 0), Place(Layout(2, 1), 1)):
+        other = DiskBlocks(tmp_path / "kv", place)
+        (other.folder / "7.kv").write_bytes(path(disk).read_bytes())
+        with pytest.raises(BadBlock):
+            read(other, copy_of(7))
+        other.close()
+
+
+def test_many_that_start_at_once_leave_one_another_alone(tmp_path: Path) -> None:
+    places = Layout(4, 4).places
+    with ThreadPoolExecutor(len(places)) as pool:
+        ranks = list(pool.map(lambda place: DiskBlocks(tmp_path, place), places))
+    assert all(rank.folder.is_dir() for rank in ranks)
+    for rank in ranks:
+        rank.close()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_missing_file_is_no_block(disk: DiskBlocks) -> None:
     with pytest.raises(OSError, match="No such file"):
         read(disk, copy_of(8))
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
-    disk = DiskBlocks(tmp_path, SIZE)
+    disk = DiskBlocks(tmp_path)
     disk.write(copy_of(1), memoryview(DATA))
     assert list(tmp_path.iterdir())
     disk.close()
@@ -93,13 +115,13 @@ def test_a_former_life_is_removed_and_a_present_one_is_not(tmp_path: Path) -> No
     killed = (
         "import os, signal, sys; from pathlib import Path;"
         "from services.task_executor.flowserve.tiers.disk_blocks import DiskBlocks;"
-        f"DiskBlocks(Path(sys.argv[1]), {SIZE}); os.kill(os.getpid(), signal.SIGKILL)"
+        "DiskBlocks(Path(sys.argv[1])); os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", killed, str(tmp_path)], check=False, timeout=60)
     (left,) = tmp_path.iterdir()
-    alive = DiskBlocks(tmp_path, SIZE)
+    alive = DiskBlocks(tmp_path)
     alive.write(copy_of(1), memoryview(DATA))
-    other = DiskBlocks(tmp_path, SIZE)
+    other = DiskBlocks(tmp_path)
     assert not left.exists()
     assert read(alive, copy_of(1)) == DATA
     alive.close()

@@ -39,7 +39,7 @@ class Stand:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.device = FakeDevice()
-        dram, disk = DramBlocks(BLOCKS, SIZE), DiskBlocks(folder, SIZE)
+        dram, disk = DramBlocks(BLOCKS, SIZE), DiskBlocks(folder)
         self.mover = ThreadedMover(self.device, dram, disk)
         self.numbers = 0
 

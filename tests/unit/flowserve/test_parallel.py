@@ -11,7 +11,11 @@ from deepflow.core.parallel import Layout, Share, check_layout, split
 from deepflow.core.sizes import GIB
 from services.task_executor.flowserve.executor.capacity import TORCH_DEFAULTS, Settings
 from services.task_executor.flowserve.executor.memory import DoesNotFit
-from services.task_executor.flowserve.ranks.memory import plan_ranks, rank_footprint
+from services.task_executor.flowserve.ranks.memory import (
+    plan_ranks,
+    rank_footprint,
+    room_of_each,
+)
 from services.task_executor.weights.share_folder import cut_of, is_elsewhere
 from tests.unit.flowserve.model_specs import write_config
 
@@ -134,3 +138,8 @@ def test_what_does_not_fit_is_told_of_each_rank(spec: ModelSpec) -> None:
     settings = settings_of(spec, kv_bytes=1 << 50)
     with pytest.raises(DoesNotFit, match=r"on each of 2 ranks .*does not fit.*what would fit"):
         plan_ranks(spec, Layout(2, 1), settings, ("float32",), available=GIB, float_dtype="float32")
+
+
+def test_what_is_free_is_shared_out_where_all_ranks_are_in_it() -> None:
+    assert room_of_each([100, 90], is_shared=True, kv_dram_bytes=30) == 30
+    assert room_of_each([100, 90], is_shared=False, kv_dram_bytes=30) == 90

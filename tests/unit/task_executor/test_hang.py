@@ -1,11 +1,14 @@
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 
 import pytest
 
+from services.task_executor.flowserve.marks import MOMENT_NS, Marks
+from services.task_executor.flowserve.ranks.vigil import SILENCE_SECONDS_MIN
 from services.task_executor.flowserve.step_clock import StepInProgress
-from services.task_executor.shell.hang import Suspension, is_hung, is_stopped
+from services.task_executor.shell.hang import PulseTaker, Suspension, is_hung, is_stopped
 
 
 @pytest.mark.parametrize(
@@ -46,3 +49,46 @@ def test_the_kernel_says_who_is_stopped() -> None:
         finally:
             process.kill()
     assert not is_stopped(process.pid)
+
+
+LOOKS_MAX = 100
+
+
+def looks_until_lost(taker: PulseTaker, *, has_step: bool, is_stopped: bool) -> int:
+    """Each a tenth of a second after the one before; LOOKS_MAX where it is never lost."""
+    for number in range(1, LOOKS_MAX):
+        if taker.is_lost(has_step, is_stopped, number / 10):
+            return number
+    return LOOKS_MAX
+
+
+@pytest.fixture
+def sleeper() -> Iterator[int]:
+    """A process that nothing keeps from running."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process.pid
+        process.kill()
+
+
+def test_an_interpreter_that_stands_still_in_a_step_is_lost(sleeper: int) -> None:
+    marks = Marks.private()
+    marks.work(MOMENT_NS)
+    looks = looks_until_lost(PulseTaker(marks, sleeper), has_step=True, is_stopped=False)
+    assert SILENCE_SECONDS_MIN < looks / 10 < 2 * SILENCE_SECONDS_MIN
+
+
+@pytest.mark.parametrize(("has_step", "is_stopped"), [(False, False), (True, True)])
+def test_between_steps_and_while_it_is_stopped_it_owes_no_pulse(
+    sleeper: int, has_step: bool, is_stopped: bool
+) -> None:
+    marks = Marks.private()
+    marks.work(MOMENT_NS)
+    taker = PulseTaker(marks, sleeper)
+    assert looks_until_lost(taker, has_step=has_step, is_stopped=is_stopped) == LOOKS_MAX
+
+
+def test_an_engine_without_ranks_has_no_pulse(sleeper: int) -> None:
+    marks = Marks.private()
+    marks.rest()
+    taker = PulseTaker(marks, sleeper)
+    assert looks_until_lost(taker, has_step=True, is_stopped=False) == LOOKS_MAX

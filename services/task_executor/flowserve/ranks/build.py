@@ -3,10 +3,12 @@
 import logging
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +35,7 @@ from services.task_executor.flowserve.executor.warm_up import warm_up
 from services.task_executor.flowserve.grammar.row_matchers import RowMatchers
 from services.task_executor.flowserve.messages import Load
 from services.task_executor.flowserve.ranks.crew import Crew
-from services.task_executor.flowserve.ranks.memory import plan_ranks
+from services.task_executor.flowserve.ranks.memory import plan_ranks, room_of_each
 from services.task_executor.flowserve.ranks.messages import (
     Drawn,
     Held,
@@ -43,7 +45,13 @@ from services.task_executor.flowserve.ranks.messages import (
     Opened,
     Setup,
 )
+from services.task_executor.flowserve.ranks.tiers import build_tiers_on_ranks
 from services.task_executor.flowserve.runner.ranks import RanksRunner
+from services.task_executor.flowserve.tiers.base import DeviceBlocks
+from services.task_executor.flowserve.tiers.build import require_memory
+
+if TYPE_CHECKING:
+    from services.task_executor.flowserve.ranks.collectives import Collectives
 
 log = logging.getLogger(__name__)
 
@@ -75,11 +83,20 @@ class _Order:
         return threads_per_rank(self.load.settings.get("cpu_threads"), self.layout)
 
 
+class _Own(NamedTuple):
+    """What rank 0 has of the model."""
+
+    executor: Callable[[RowMatchers], Executor]
+    drawn: deque[Drawn]  # and not yet told
+    blocks: DeviceBlocks
+
+
 def build_on_ranks(load: Load, entry: TorchDevice, layout: Layout, report: Report) -> Built:
     """Raises ValueError where the Load cannot be served as asked, RankLost where a rank dies."""
     dtype = choose_dtype(load.dtype, entry.dtypes[0], entry.dtypes, load.device)
     order = _Order(load, entry, layout, ModelSpec.from_folder(load.source), dtype)
     check_layout(order.spec, layout)
+    require_memory(load.settings.get("kv_dram_bytes", 0))
     with ExitStack() as undo:
         crew = Crew(layout.size - 1)
         undo.callback(crew.close)
@@ -94,32 +111,40 @@ def build_on_ranks(load: Load, entry: TorchDevice, layout: Layout, report: Repor
             config = _decide(order, device, crew)
         with grammars_beside(load, order.spec) as (grammars, reading):
             own = _load_own(order, device, config, crew, undo, report)
-            executor = own(RowMatchers(grammars, order.spec.vocab_size))
+            executor = own.executor(RowMatchers(grammars, order.spec.vocab_size))
             # From here on the runner undoes all of it.
-            runner = RanksRunner(executor, crew, config.steps_in_flight, undo.pop_all().close)
+            depth, close = config.steps_in_flight, undo.pop_all().close
+            runner = RanksRunner(executor, crew, own.drawn, depth, close)
             undo.callback(runner.close)
             with report("warm_up"):
                 warm_up(runner, config)
                 reading.join()
+                tiers = build_tiers_on_ranks(load, layout, config, own.blocks, crew)
         undo.pop_all()
-    return Built(config, runner, grammars)
+    return Built(config, runner, grammars, tiers)
 
 
 def _decide(order: _Order, device: Device, crew: Crew) -> EngineConfig:
     load, spec, layout, dtypes = order.load, order.spec, order.layout, order.entry.dtypes
     settings = Settings.read(load.settings, spec, TORCH_DEFAULTS, device.block_size)
-    room = [device.memory_available(), *(it.memory_available for it in crew.await_each(Opened))]
+    rooms = [device.memory_available(), *(it.memory_available for it in crew.await_each(Opened))]
     plan = plan_ranks(
         spec,
         layout,
         settings,
         (order.dtype, *(name for name in dtypes if name != order.dtype)),
-        available=_room_of_each(device, room),
+        available=room_of_each(
+            rooms,
+            is_shared=device.torch_device.type == "cpu",
+            kv_dram_bytes=settings.kv_dram_bytes,
+        ),
         float_dtype=dtypes[0],
     )
     # Blocks that are split in another way are blocks of another kind.
     kind = f"{KV_LAYOUT}, {layout.tensor} by {layout.pipeline}"
-    config = decide_config(load, spec, settings, plan, dtype=order.dtype, layout=kind)
+    config = decide_config(
+        load, spec, settings, plan, dtype=order.dtype, layout=kind, float_dtype=dtypes[0]
+    )
     _log_plan(load, layout, config)
     return config
 
@@ -131,43 +156,61 @@ def _load_own(
     crew: Crew,
     undo: ExitStack,
     report: Report,
-) -> Callable[[RowMatchers], Executor]:
+) -> _Own:
     """Rank 0, while the others do the same; they have met when this returns."""
     # Late: they import torch.
     from services.task_executor.flowserve.executor.torch_executor import TorchExecutor
     from services.task_executor.flowserve.ranks.collectives import Collectives
     from services.task_executor.flowserve.ranks.loading import build_share_kv, load_share
+    from services.task_executor.flowserve.ranks.pace import Pace
+    from services.task_executor.flowserve.ranks.paced_executor import PacedExecutor
+    from services.task_executor.flowserve.tiers.pinned_blocks import blocks_of
 
-    place = order.layout.places[0]
-    collectives = Collectives(place, device)
+    place, marks = order.layout.places[0], crew.own_marks
+    collectives = Collectives(place, device, marks)
+    drawn: deque[Drawn] = deque()
+    # By a plan that they have been told already; otherwise it may come with the next one.
+    is_awaited = config.runs_ahead and config.steps_in_flight > 1
     with report("read_weights"):
         crew.tell(Hold(config))
-        model = load_share(order.load.source, order.spec, place, device, collectives)
+        source, spec = order.load.source, order.spec
+        model = crew.beside(lambda: load_share(source, spec, place, device, collectives))
     with report("allocate_kv"):
         kv = build_share_kv(order.spec, place, device, config)
         crew.await_each(Held)
     with report("join_ranks"), _meeting() as meeting:
         crew.tell(Join(str(meeting)))
-        collectives.join(meeting)
+        crew.beside(lambda: _join(collectives, meeting, crew))
         undo.callback(collectives.leave)
         crew.await_each(Joined)
 
     def tell_drawn(step: int, sampled: SampledRows, token_ids: npt.NDArray[np.integer]) -> None:
         rows, ends = sampled.rows.tolist(), sampled.ends.tolist()
-        crew.tell(Drawn(step, rows, ends, token_ids.tolist()))
+        message = Drawn(step, rows, ends, token_ids.tolist())
+        if not is_awaited:
+            drawn.append(message)
+            return
+        marks.meet()  # for a moment; longer only where a rank reads nothing
+        crew.tell(message)
+        marks.go_on()
 
-    return lambda matchers: TorchExecutor(model, device, kv, config, matchers, tell_drawn)
+    def executor(matchers: RowMatchers) -> Executor:
+        own = TorchExecutor(model, device, kv, config, matchers, tell_drawn)
+        return PacedExecutor(own, marks, Pace.on(device.torch_device.type, marks))
+
+    return _Own(executor, drawn, blocks_of(device, kv))
+
+
+def _join(collectives: "Collectives", meeting: Path, crew: Crew) -> None:
+    try:
+        collectives.join(meeting)
+    except RuntimeError as error:  # somebody who was there is gone
+        raise crew.broken_by(error) from error
 
 
 def threads_per_rank(asked: int | None, layout: Layout) -> int:
     """All ranks are on this machine: together they have as many threads as one alone had."""
     return max(1, (asked or usable_cores()) // layout.size)
-
-
-def _room_of_each(device: Device, rooms: list[int]) -> int:
-    """Of the poorest rank; where all of them are in the host's memory, it is shared out."""
-    is_shared = device.torch_device.type == "cpu"
-    return min(rooms) // (len(rooms) if is_shared else 1)
 
 
 def _restore_threads() -> Callable[[], None]:

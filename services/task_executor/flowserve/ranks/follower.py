@@ -1,4 +1,11 @@
-"""Runs plans on a rank that draws nothing: its share of the layers, and of the head."""
+"""Runs plans on a rank that draws nothing: its share of the layers, and of the head.
+
+What it keeps in further tiers is copied by threads, beside its steps.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +21,11 @@ from services.task_executor.flowserve.plan import StepPlan
 from services.task_executor.flowserve.ranks.collectives import Collectives
 from services.task_executor.flowserve.ranks.messages import Drawn
 from services.task_executor.flowserve.ranks.row_owners import RowOwners
+from services.task_executor.flowserve.rtc.copies import BlockCopy, CopyDone
+from services.task_executor.flowserve.runner.threaded import SWITCH_SECONDS
+from services.task_executor.flowserve.tiers.build import open_stores
+from services.task_executor.flowserve.tiers.copy_threads import CopyThreads
+from services.task_executor.flowserve.tiers.pinned_blocks import blocks_of
 
 
 class Follower(TorchExecutor):
@@ -27,9 +39,32 @@ class Follower(TorchExecutor):
         collectives: Collectives,
     ) -> None:
         super().__init__(model, device, kv, config)
+        self._config = config
         self._place = place
         self._collectives = collectives
         self._owners = RowOwners(config.max_sequences)
+        self._tiers: CopyThreads | None = None
+
+    @property
+    def device_type(self) -> str:
+        return self._device.torch_device.type
+
+    def keep(self, folder: Path, tell: Callable[[list[CopyDone]], None]) -> None:
+        """Open its tiers; threads of theirs `tell` what was copied. Raises ValueError."""
+        blocks = blocks_of(self._device, self._kv)
+        stores = open_stores(self._config, blocks.block_bytes, folder, self._place)
+        self._tiers = CopyThreads(blocks, *stores, tell)
+        sys.setswitchinterval(SWITCH_SECONDS)
+
+    def copy(self, copies: Sequence[BlockCopy]) -> None:
+        """Begin to; the steps go on."""
+        assert self._tiers is not None, "a rank is to copy between tiers that it was not given"
+        self._tiers.submit(copies)
+
+    def close(self) -> None:
+        if self._tiers is not None:
+            self._tiers.close()
+        super().close()
 
     def begin(self, plan: StepPlan) -> None:
         self._rows.update(plan, self._matchers)

@@ -1,5 +1,6 @@
 """What each rank of an engine takes, and whether it fits: decided for the one that takes most."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from deepflow.core.devices import INT8
@@ -53,6 +54,12 @@ def plan_ranks(
         kv_bytes=sum(plan.kv_blocks * foot.block_bytes for foot in every),
         working_bytes=plan.working_bytes * layout.size,
     )
+
+
+def room_of_each(rooms: Sequence[int], *, is_shared: bool, kv_dram_bytes: int) -> int:
+    """That of the poorest rank. Where all are in the host's memory it is shared out, less what KV
+    takes there behind the devices."""
+    return (min(rooms) - kv_dram_bytes) // len(rooms) if is_shared else min(rooms)
 
 
 def rank_footprint(

@@ -1,7 +1,8 @@
 """What an engine and one of its further ranks say to each other over two rings.
 
 A rank is told where it stands (Setup), what to hold (Hold), whom to meet (Join), and from then on
-every plan (Run) and every token that rank 0 drew (Drawn), until it may go (Leave).
+every plan (Run) and every token that rank 0 drew (Drawn), until it may go (Leave). Where KV is kept
+in further tiers, it is told where (Keep) and which blocks to copy (Copy), beside its steps.
 """
 
 from dataclasses import replace
@@ -11,6 +12,7 @@ import msgspec
 from deepflow.core.sampling import SamplingParams
 from services.task_executor.flowserve.config import EngineConfig
 from services.task_executor.flowserve.plan import AdmittedSequence, StepPlan
+from services.task_executor.flowserve.rtc.copies import BlockCopy, CopyDone
 
 
 class Setup(msgspec.Struct, frozen=True, tag="setup"):
@@ -37,10 +39,6 @@ class Join(msgspec.Struct, frozen=True, tag="join"):
     meeting: str
 
 
-class Run(msgspec.Struct, frozen=True, tag="run"):
-    plan: StepPlan
-
-
 class Drawn(msgspec.Struct, frozen=True, tag="drawn"):
     """What the sampled rows of a step drew, and at which index of their sequence it goes."""
 
@@ -50,11 +48,30 @@ class Drawn(msgspec.Struct, frozen=True, tag="drawn"):
     token_ids: list[int]
 
 
+class Run(msgspec.Struct, frozen=True, tag="run"):
+    """A plan, behind what was drawn since the one before where that was not told at once."""
+
+    plan: StepPlan
+    drawn: list[Drawn] = []
+
+
+class Keep(msgspec.Struct, frozen=True, tag="keep"):
+    """Open your tiers, with files under this folder; answered by Kept."""
+
+    folder: str
+
+
+class Copy(msgspec.Struct, frozen=True, tag="copy"):
+    """Copy your share of these blocks; each is answered in a Copied, in any order."""
+
+    copies: list[BlockCopy]
+
+
 class Leave(msgspec.Struct, frozen=True, tag="leave"):
     pass
 
 
-ToRank = Setup | Hold | Join | Run | Drawn | Leave
+ToRank = Setup | Hold | Join | Run | Drawn | Keep | Copy | Leave
 
 
 class Opened(msgspec.Struct, frozen=True, tag="opened"):
@@ -69,6 +86,14 @@ class Joined(msgspec.Struct, frozen=True, tag="joined"):
     pass
 
 
+class Kept(msgspec.Struct, frozen=True, tag="kept"):
+    pass
+
+
+class Copied(msgspec.Struct, frozen=True, tag="copied"):
+    done: list[CopyDone]
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """The last word of a rank."""
 
@@ -76,7 +101,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     is_refusal: bool  # the model, the settings or the machine is at fault, not the program
 
 
-FromRank = Opened | Held | Joined | Failed
+FromRank = Opened | Held | Joined | Kept | Copied | Failed
 
 
 def for_ranks(plan: StepPlan) -> StepPlan:

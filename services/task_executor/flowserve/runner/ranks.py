@@ -4,12 +4,13 @@ Rank 0 draws the tokens and gives the answers, so nothing is awaited from the ot
 are alive: they meet it in the collectives of the step.
 """
 
+from collections import deque
 from collections.abc import Callable
 
 from services.task_executor.flowserve.executor.base import Executor
 from services.task_executor.flowserve.plan import StepPlan, StepResult
 from services.task_executor.flowserve.ranks.crew import Crew
-from services.task_executor.flowserve.ranks.messages import Run, for_ranks
+from services.task_executor.flowserve.ranks.messages import Drawn, Run, for_ranks
 from services.task_executor.flowserve.ring import wait_readable
 from services.task_executor.flowserve.runner.threaded import ThreadedRunner
 
@@ -18,12 +19,21 @@ class RanksRunner:
     """Also an Executor, for steps that nobody plans ahead: the warm-up."""
 
     def __init__(
-        self, own: Executor, crew: Crew, depth: int, close_ranks: Callable[[], None]
+        self,
+        own: Executor,
+        crew: Crew,
+        drawn: deque[Drawn],
+        depth: int,
+        close_ranks: Callable[[], None],
     ) -> None:
-        """`close_ranks` ends the crew and what rank 0 shares with it."""
+        """`drawn` is what rank 0 drew and can wait for the next plan, so that ranks are woken once.
+
+        `close_ranks` ends the crew and what rank 0 shares with it.
+        """
         self.depth = depth
         self._own = ThreadedRunner(own, depth)
         self._crew = crew
+        self._drawn = drawn
         self._close_ranks = close_ranks
 
     @property
@@ -37,7 +47,8 @@ class RanksRunner:
         return self._own.is_ready
 
     def submit(self, plan: StepPlan) -> None:
-        self._crew.tell(Run(for_ranks(plan)))
+        drawn = [self._drawn.popleft() for _ in range(len(self._drawn))]
+        self._crew.tell(Run(for_ranks(plan), drawn))
         self._own.submit(plan)
 
     def collect(self) -> StepResult:

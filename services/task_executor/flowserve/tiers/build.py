@@ -6,13 +6,19 @@ from os import getuid
 from pathlib import Path
 from typing import NamedTuple
 
+from deepflow.core.parallel import Place
 from deepflow.core.sizes import format_bytes
 from services.task_executor.devices.cpu.memory import memory_available
 from services.task_executor.flowserve.config import EngineConfig
 from services.task_executor.flowserve.messages import Load
 from services.task_executor.flowserve.tiers.base import DeviceBlocks, TierMover
 from services.task_executor.flowserve.tiers.cost_file import CostFile
-from services.task_executor.flowserve.tiers.disk_blocks import HEADER_BYTES, DiskBlocks
+from services.task_executor.flowserve.tiers.disk_blocks import (
+    ALONE,
+    HEADER_BYTES,
+    DiskBlocks,
+    remove_former_lives,
+)
 from services.task_executor.flowserve.tiers.dram_blocks import DramBlocks
 from services.task_executor.flowserve.tiers.mover import ThreadedMover
 
@@ -24,6 +30,13 @@ FOLDER_DEFAULT = "deepflow-kv"
 class Tiers(NamedTuple):
     mover: TierMover
     costs: CostFile
+
+
+class Stores(NamedTuple):
+    """The tiers of one rank behind its device; None where one does not exist."""
+
+    dram: DramBlocks | None
+    disk: DiskBlocks | None
 
 
 def count_blocks(setting: str, size: int, block_bytes: int) -> int:
@@ -50,23 +63,49 @@ def require_memory(dram_bytes: int) -> None:
         )
 
 
+def has_tiers(config: EngineConfig) -> bool:
+    """Is there any but the device?"""
+    return bool(config.kv_dram_blocks or config.kv_disk_blocks)
+
+
 def build_tiers(config: EngineConfig, blocks: DeviceBlocks, load: Load) -> Tiers | None:
-    """None where there is no tier but the device. Raises ValueError where the disk has no room."""
-    if not (config.kv_dram_blocks or config.kv_disk_blocks):
+    """Of an engine of one rank. Raises ValueError where the disk has no room."""
+    if not has_tiers(config):
         return None
+    folder = prepare_folder(config, load, blocks.block_bytes)
+    stores = open_stores(config, blocks.block_bytes, folder)
+    return Tiers(ThreadedMover(blocks, *stores), CostFile(folder, config, load.device))
+
+
+def prepare_folder(config: EngineConfig, load: Load, block_bytes: int, *, ranks: int = 1) -> Path:
+    """Where what is kept goes. `block_bytes`: of one block on all ranks together.
+
+    Raises ValueError where there must be such a folder and it cannot be had, or has no room.
+    """
     folder = _folder_of(load)
-    disk = None
     if config.kv_disk_blocks:
         _open_folder(folder, is_shared=not load.kv_disk_folder)
-        disk = _open_disk(folder, config.kv_disk_blocks, blocks)
-    dram = None
-    if config.kv_dram_blocks:
-        dram = DramBlocks(config.kv_dram_blocks, blocks.block_bytes)
-    return Tiers(ThreadedMover(blocks, dram, disk), CostFile(folder, config, load.device))
+        _require_room(folder, config.kv_disk_blocks * disk_block_bytes(block_bytes, ranks))
+    return folder
 
 
-def disk_block_bytes(block_bytes: int) -> int:
-    return HEADER_BYTES + block_bytes
+def open_stores(
+    config: EngineConfig, block_bytes: int, folder: Path, place: Place = ALONE
+) -> Stores:
+    """The farther tiers of one rank; `block_bytes`: of its share. Raises ValueError."""
+    disk = None
+    if config.kv_disk_blocks:
+        try:
+            disk = DiskBlocks(folder, place)
+        except OSError as error:
+            raise ValueError(f"kv_disk_folder {folder}: {error.strerror}") from error
+    dram = DramBlocks(config.kv_dram_blocks, block_bytes) if config.kv_dram_blocks else None
+    return Stores(dram, disk)
+
+
+def disk_block_bytes(block_bytes: int, ranks: int = 1) -> int:
+    """What a block takes on disk, a file for each rank."""
+    return ranks * HEADER_BYTES + block_bytes
 
 
 def _folder_of(load: Load) -> Path:
@@ -83,21 +122,16 @@ def _open_folder(path: Path, *, is_shared: bool) -> None:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         if is_shared and (path.is_symlink() or path.stat().st_uid != getuid()):
             raise ValueError(f"kv_disk_folder {path} belongs to somebody else: name another")
+        remove_former_lives(path)
     except OSError as error:
         raise ValueError(f"kv_disk_folder {path}: {error.strerror}") from error
 
 
-def _open_disk(path: Path, blocks: int, device: DeviceBlocks) -> DiskBlocks:
-    disk_bytes = blocks * disk_block_bytes(device.block_bytes)
-    try:
-        disk = DiskBlocks(path, device.block_bytes)
-    except OSError as error:
-        raise ValueError(f"kv_disk_folder {path}: {error.strerror}") from error
-    free = shutil.disk_usage(path).free
+def _require_room(folder: Path, disk_bytes: int) -> None:
+    """Raises ValueError."""
+    free = shutil.disk_usage(folder).free
     if disk_bytes > free:
-        disk.close()
         raise ValueError(
-            f"kv_disk_bytes: {format_bytes(disk_bytes)} do not fit into {path}, where"
+            f"kv_disk_bytes: {format_bytes(disk_bytes)} do not fit into {folder}, where"
             f" {format_bytes(free)} are free"
         )
-    return disk

@@ -25,6 +25,7 @@ class CostFile:
         what = (
             device,
             config.model_revision,
+            config.dtype,
             config.kv_dtype,
             config.kv_layout,
             str(config.block_size),

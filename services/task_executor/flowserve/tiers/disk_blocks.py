@@ -1,11 +1,13 @@
 """Blocks on disk: a file each, which says whose block it is and proves that it is whole.
 
-    [magic 8][identity 16][tokens' digest 16][data's length u64][data's xxh3 u64][data]
+    [magic 8][place 8][identity 16][tokens' digest 16][data's length u64][data's xxh3 u64][data]
 
-What does not say and prove it is no block: a file that is short, damaged, foreign or missing is a
-miss. Every life has a folder of its own, which it locks and empties: what an earlier life left is
-removed at the start, for a cold start that reads nothing is quicker than one that must check what
-it finds, and the index in which the files were known is gone with the process anyway.
+The place says which share of the block it is: part of how many, stage of how many. What does not
+say and prove it all is no block: a file that is short, damaged, foreign or missing is a miss.
+
+Every life of a rank has a folder of its own, which it locks and empties: what an earlier life left
+is removed at the start, for a cold start that reads nothing is quicker than one that must check
+what it finds, and the index in which the files were known is gone with the process anyway.
 """
 
 import fcntl
@@ -13,17 +15,22 @@ import os
 import shutil
 import struct
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
+from deepflow.core.parallel import Layout, Place
 from services.task_executor.flowserve.rtc.copies import BlockCopy
 
-_HEADER = struct.Struct("<8s16s16sQQ")
-_MAGIC = b"DFKVBLK1"
+_HEADER = struct.Struct("<8s8s16s16sQQ")
+_PLACE = struct.Struct("<4H")
+_MAGIC = b"DFKVBLK2"
 HEADER_BYTES = _HEADER.size
 _LOCK = "in-use"
 _PREFIX = "life-"
+ALONE = Place(Layout(), 0)
 
 
 class BadBlock(ValueError):
@@ -31,18 +38,21 @@ class BadBlock(ValueError):
 
 
 class DiskBlocks:
-    def __init__(self, folder: Path, block_bytes: int) -> None:
+    def __init__(self, folder: Path, place: Place = ALONE) -> None:
         """Raises OSError where the folder cannot be had."""
-        self._block_bytes = block_bytes
+        layout = place.layout
+        self._place = _PLACE.pack(place.part, layout.tensor, place.stage, layout.pipeline)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         remove_former_lives(folder)
-        self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))
-        self._lock = _lock(self.folder)
+        with _alone_in(folder):
+            prefix = f"{_PREFIX}rank-{place.rank}-"
+            self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
+            self._lock = _lock(self.folder)
         assert self._lock is not None, "somebody else locks a folder that was just made"
 
     def write(self, copy: BlockCopy, data: memoryview) -> None:
         """Raises OSError where the disk does not take it."""
-        header = _header(copy, data)
+        header = self._header(copy, data)
         with self._path(copy.target_block).open("wb", buffering=0) as file:
             for part in (memoryview(header), data):
                 _write_all(file.fileno(), part)
@@ -53,7 +63,7 @@ class DiskBlocks:
             header = file.read(HEADER_BYTES)
             if _read_all(file.fileno(), into) != len(into) or file.read(1):
                 raise BadBlock("its length is wrong")
-        if header != _header(copy, into):
+        if header != self._header(copy, into):
             raise BadBlock("it is damaged, or another block")
 
     def close(self) -> None:
@@ -64,14 +74,31 @@ class DiskBlocks:
     def _path(self, block: int) -> Path:
         return self.folder / f"{block}.kv"
 
+    def _header(self, copy: BlockCopy, data: memoryview) -> bytes:
+        tokens, checksum = xxh3_128_digest(copy.content), xxh3_64_intdigest(data)
+        return _HEADER.pack(_MAGIC, self._place, copy.identity, tokens, len(data), checksum)
+
 
 def remove_former_lives(folder: Path) -> None:
     """Whoever lives holds a lock, which the kernel drops however he ends."""
-    for entry in folder.glob(f"{_PREFIX}*"):
-        lock = _lock(entry)
-        if lock is not None:
-            shutil.rmtree(entry, ignore_errors=True)
-            os.close(lock)
+    with _alone_in(folder):
+        for entry in folder.glob(f"{_PREFIX}*"):
+            lock = _lock(entry)
+            if lock is not None:
+                shutil.rmtree(entry, ignore_errors=True)
+                os.close(lock)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Ranks start at once: a folder that one has made and not yet locked looks like a former life
+    to the others."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _lock(folder: Path) -> int | None:
@@ -86,11 +113,6 @@ def _lock(folder: Path) -> int | None:
         os.close(lock)
         return None
     return lock
-
-
-def _header(copy: BlockCopy, data: memoryview) -> bytes:
-    tokens = xxh3_128_digest(copy.content)
-    return _HEADER.pack(_MAGIC, copy.identity, tokens, len(data), xxh3_64_intdigest(data))
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:

@@ -1,55 +1,31 @@
-"""Two threads that copy blocks: what somebody waits for never stands behind what is only put away.
+"""The TierMover of an engine of one rank, and rank 0's own part of one of several."""
 
-A copy that fails is answered as such; the cache then knows that there is nothing.
-"""
-
-import logging
 import os
 import threading
-import time
 from collections.abc import Sequence
-from queue import SimpleQueue
 
-from services.task_executor.flowserve.rtc.copies import BlockCopy, CopyDone, Tier
+from services.task_executor.flowserve.rtc.copies import BlockCopy, CopyDone
 from services.task_executor.flowserve.tiers.base import DeviceBlocks
+from services.task_executor.flowserve.tiers.copy_threads import CopyThreads
 from services.task_executor.flowserve.tiers.disk_blocks import DiskBlocks
 from services.task_executor.flowserve.tiers.dram_blocks import DramBlocks
-
-log = logging.getLogger(__name__)
-
-BATCH_MAX = 16  # copies told of at once: each time costs the master a turn
-COMPLAINT_SECONDS = 60.0  # between two log lines about copies that fail
 
 
 class ThreadedMover:
     def __init__(
         self, device: DeviceBlocks, dram: DramBlocks | None, disk: DiskBlocks | None
     ) -> None:
-        self._device = device
-        self._dram = dram
-        self._disk = disk
         self._done: list[CopyDone] = []
         self._lock = threading.Lock()  # so that the descriptor is readable where something is done
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._is_closing = False
-        self._complained_at: float | None = None
-        self._fetching: SimpleQueue[BlockCopy | None] = SimpleQueue()
-        self._putting_away: SimpleQueue[BlockCopy | None] = SimpleQueue()
-        self._threads = [
-            threading.Thread(target=self._work, args=(queue,), name=name, daemon=True)
-            for queue, name in ((self._fetching, "kv-fetch"), (self._putting_away, "kv-swap"))
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads = CopyThreads(device, dram, disk, self._tell)
 
     @property
     def wake_fds(self) -> tuple[int, ...]:
         return (self._wake_fd,)
 
     def submit(self, copies: Sequence[BlockCopy]) -> None:
-        for copy in copies:
-            is_fetch = copy.target is Tier.DEVICE
-            (self._fetching if is_fetch else self._putting_away).put(copy)
+        self._threads.submit(copies)
 
     def take_done(self) -> list[CopyDone]:
         with self._lock:
@@ -59,73 +35,10 @@ class ThreadedMover:
         return done
 
     def close(self) -> None:
-        self._is_closing = True
-        for queue in (self._fetching, self._putting_away):
-            queue.put(None)
-        for thread in self._threads:
-            thread.join()
+        self._threads.close()
         os.close(self._wake_fd)
-        if self._dram is not None:
-            self._dram.close()
-        if self._disk is not None:
-            self._disk.close()
-
-    def _work(self, queue: "SimpleQueue[BlockCopy | None]") -> None:
-        staging = memoryview(bytearray(self._device.block_bytes))
-        batch: list[CopyDone] = []
-        while (copy := queue.get()) is not None and not self._is_closing:
-            began = time.monotonic()
-            is_good = self._try(copy, staging)
-            batch.append(CopyDone(copy.number, is_good, time.monotonic() - began))
-            if queue.empty() or len(batch) == BATCH_MAX:
-                self._tell(batch)
-                batch = []
 
     def _tell(self, batch: list[CopyDone]) -> None:
         with self._lock:
             self._done += batch
             os.eventfd_write(self._wake_fd, 1)
-
-    def _try(self, copy: BlockCopy, staging: memoryview) -> bool:
-        try:
-            self._copy(copy, staging)
-        except Exception as error:
-            self._complain(copy, error)
-            return False
-        return True
-
-    def _copy(self, copy: BlockCopy, staging: memoryview) -> None:
-        """Into the target's memory or out of the source's, where one of them has some."""
-        if copy.target is Tier.DRAM:
-            self._read(copy, self._view(copy.target_block))
-        elif copy.source is Tier.DRAM:
-            self._write(copy, self._view(copy.source_block))
-        else:
-            self._read(copy, staging)
-            self._write(copy, staging)
-
-    def _view(self, block: int) -> memoryview:
-        assert self._dram is not None, "a copy names a tier that is not there"
-        return self._dram.view(block)
-
-    def _read(self, copy: BlockCopy, into: memoryview) -> None:
-        if copy.source is Tier.DEVICE:
-            self._device.read(copy.source_block, into)
-        else:
-            assert self._disk is not None, "a copy names a tier that is not there"
-            self._disk.read(copy, into)
-
-    def _write(self, copy: BlockCopy, data: memoryview) -> None:
-        if copy.target is Tier.DEVICE:
-            self._device.write(copy.target_block, data)
-        else:
-            assert self._disk is not None, "a copy names a tier that is not there"
-            self._disk.write(copy, data)
-
-    def _complain(self, copy: BlockCopy, error: Exception) -> None:
-        now = time.monotonic()
-        if self._complained_at is not None and now - self._complained_at < COMPLAINT_SECONDS:
-            return
-        self._complained_at = now
-        source, target = copy.source.name, copy.target.name
-        log.warning("a KV block could not be copied from %s to %s: %s", source, target, str(error))
