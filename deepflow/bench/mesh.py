@@ -39,11 +39,14 @@ class MeshOptions:
     rounds: int = 5
     round_seconds: float = 3.0
     open_loop_seconds: float = 10.0
+    idle_requests: int = 100
 
 
 @dataclass(frozen=True, slots=True)
 class MeshReport:
-    """Events are tokens here: one token an event."""
+    """Events are tokens here: one token an event. `idle`: one request after another, nothing else;
+    the other times to first token are those of the open loop at half the maximum.
+    """
 
     tok_s: float
     ceiling_tok_s: float
@@ -55,6 +58,12 @@ class MeshReport:
     ttft_ms_p99: float
     ceiling_ttft_ms_p50: float
     ceiling_ttft_ms_p99: float
+    idle_ttft_overhead_ms_p50: float
+    idle_ttft_overhead_ms_p99: float
+    idle_ttft_ms_p50: float
+    idle_ttft_ms_p99: float
+    ceiling_idle_ttft_ms_p50: float
+    ceiling_idle_ttft_ms_p99: float
     open_loop_requests_s: float
     open_loop_failures: int
     cpu_us_per_token_by_process: dict[str, float]
@@ -115,6 +124,10 @@ async def _measure(
     by_process = {
         name: (seconds - before.get(name, 0.0)) / events * 1e6 for name, seconds in after.items()
     }
+    say(f"one request after another, {options.idle_requests} of each")
+    idle, bare_idle = await _first_content_when_idle(
+        (port, mesh_requests[0]), (bare_port, bare_requests[0]), options.idle_requests
+    )
     rate = tok_s / 2 / options.tokens
     say(f"open loop at half the maximum: {rate:.1f} requests/s")
     arrivals = _arrivals(rate, options.open_loop_seconds)
@@ -131,6 +144,12 @@ async def _measure(
         ttft_ms_p99=_percentile(ttft, 99),
         ceiling_ttft_ms_p50=_percentile(bare_ttft, 50),
         ceiling_ttft_ms_p99=_percentile(bare_ttft, 99),
+        idle_ttft_overhead_ms_p50=_percentile(idle, 50) - _percentile(bare_idle, 50),
+        idle_ttft_overhead_ms_p99=_percentile(idle, 99) - _percentile(bare_idle, 99),
+        idle_ttft_ms_p50=_percentile(idle, 50),
+        idle_ttft_ms_p99=_percentile(idle, 99),
+        ceiling_idle_ttft_ms_p50=_percentile(bare_idle, 50),
+        ceiling_idle_ttft_ms_p99=_percentile(bare_idle, 99),
         open_loop_requests_s=rate,
         open_loop_failures=failures,
         cpu_us_per_token_by_process=by_process,
@@ -149,6 +168,25 @@ def _requests(port: int, options: MeshOptions) -> list[bytes]:
 
 def _question(number: int) -> str:
     return f"Stream {number}: what is a task executor, and what does it do all day?"
+
+
+async def _first_content_when_idle(
+    mesh: tuple[int, bytes], bare: tuple[int, bytes], count: int
+) -> tuple[list[float], list[float]]:
+    """Milliseconds to the first content where nobody else asks: both in turn, each `count` times.
+
+    `mesh`, `bare`: port and request.
+    """
+    connections = [await connect(port) for port, _ in (mesh, bare)]
+    milliseconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(count):
+        for connection, (_, request), times in zip(
+            connections, (mesh, bare), milliseconds, strict=True
+        ):
+            times.append((await connection.ask(request)).first_content_seconds * 1000)
+    for connection in connections:
+        connection.close()
+    return milliseconds
 
 
 async def _first_content(port: int, tokens: int, arrivals: list[float]) -> tuple[list[float], int]:

@@ -34,7 +34,7 @@ from services.task_executor.flowserve.ring import (
     decode_from_engine,
     encode,
 )
-from services.task_executor.shell.hang import Suspension, is_hung, is_stopped
+from services.task_executor.shell.hang import PulseTaker, Suspension, is_hung, is_stopped
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ class EngineProcess:
         self._config = config
         self.on_step: list[Callable[[StepOutput], None]] = []
         self.on_loaded: list[Callable[[Loaded], None]] = []
+        self.on_unloaded: list[Callable[[], None]] = []
         self.on_lost: list[Callable[[DeepFlowError], None]] = []
         self.on_progress: list[Callable[[str], None]] = []  # the step that began
         self.step_seconds: dict[str, float] = {}
@@ -87,6 +88,8 @@ class EngineProcess:
     async def unload(self) -> None:
         self.deployment = ""
         await self._ask(Unload())
+        for listener in self.on_unloaded:
+            listener()
 
     def submit(self, message: Submit | ContextRequest) -> None:
         """Raises RateLimited where the engine's inbox is full, Unavailable where it is gone."""
@@ -104,6 +107,11 @@ class EngineProcess:
             return
         if self._send(Cancel(handles=self._cancelled)):
             self._cancelled = []
+
+    def replace(self) -> None:
+        """By a new one that holds nothing, whatever it is doing."""
+        if self.process is not None and self.process.returncode is None:
+            self.process.kill()
 
     async def close(self) -> None:
         await background.end(self._keeper)
@@ -185,18 +193,21 @@ class EngineProcess:
 
     async def _kill_when_hung(self, process: Process, link: "_Link") -> None:
         suspension, stopped_max = Suspension(), self._config.suspended_seconds
+        pulse = PulseTaker(link.from_engine.marks, process.pid)
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            if suspension.seconds(is_stopped(process.pid), clock.monotonic()) > stopped_max:
+            now, has_stopped = clock.monotonic(), is_stopped(process.pid)
+            if suspension.seconds(has_stopped, now) > stopped_max:
                 log.error("the engine was stopped by a signal for too long and is killed")
                 process.kill()
                 return
             if not self.is_busy():
-                self._quiet_since = clock.monotonic()
-            if is_hung(
-                link.from_engine.step_clock.read(),
+                self._quiet_since = now
+            running = link.from_engine.step_clock.read()
+            if pulse.is_lost(running is not None, has_stopped, now) or is_hung(
+                running,
                 self._quiet_since,
-                clock.monotonic(),
+                now,
                 factor=self._config.hang_factor,
                 floor_seconds=self._config.hang_floor_seconds,
             ):
@@ -205,25 +216,31 @@ class EngineProcess:
                 return
 
     def _receive_and_gather(self, link: "_Link") -> None:
-        """Take what there is, then look away for a moment."""
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(link.outbox.fileno())
-        self._receive()
-        loop.call_later(GATHER_SECONDS, self._look_again, link)
+        """Take what there is, and look again in a moment until there is nothing."""
+        asyncio.get_running_loop().remove_reader(link.outbox.fileno())
+        self._look(link)
 
-    def _look_again(self, link: "_Link") -> None:
-        if self._link is link:
-            loop = asyncio.get_running_loop()
+    def _look(self, link: "_Link") -> None:
+        if self._link is not link:
+            return
+        loop = asyncio.get_running_loop()
+        if self._receive():
+            loop.call_later(GATHER_SECONDS, self._look, link)
+        else:
             loop.add_reader(link.outbox.fileno(), self._receive_and_gather, link)
 
-    def _receive(self) -> None:
+    def _receive(self) -> bool:
+        """Answers whether there was anything."""
         if self._link is None:
-            return
-        self._quiet_since = clock.monotonic()
-        for record in self._link.outbox.drain():
+            return False
+        records = self._link.outbox.drain()
+        if records:
+            self._quiet_since = clock.monotonic()
+        for record in records:
             self._handle(decode_from_engine(record))
         if self._cancelled:
             self.cancel([])
+        return bool(records)
 
     def _handle(self, message: object) -> None:
         if isinstance(message, StepOutput):

@@ -8,9 +8,17 @@ from collections.abc import Callable, Iterator
 
 from deepflow import clock
 from deepflow.errors import DeepFlowError, InvalidRequest
+from deepflow.v1 import tasks_pb2
 from services.task_executor.flowserve.messages import Finished, StepOutput
 from services.task_executor.shell.columns import Columns
 from services.task_executor.shell.running_task import Beginning, RunningTask
+
+# A message costs as much as fifty tokens, so the tokens of steps that take less than the first wait
+# up to the second for one another. Not those with which an answer begins: somebody waits for its
+# first character, and that may take four tokens.
+TINY_STEP_SECONDS = 0.001
+TOGETHER_SECONDS = 0.004
+BEGINNING_TOKENS = 4
 
 _HANDLE_BITS = 32
 _HANDLE_MASK = (1 << _HANDLE_BITS) - 1
@@ -24,10 +32,30 @@ class PeerStream:
         self._on_end = on_end
         self.columns = Columns()
         self.wake = asyncio.Event()
+        self._waking: asyncio.TimerHandle | None = None
         self.tasks: dict[int, RunningTask] = {}  # by the job executor's handle
 
     def engine_handle(self, handle: int) -> int:
         return (self.number << _HANDLE_BITS) | handle
+
+    def note(self, *, may_wait: bool) -> None:
+        """A step brought something, which may wait a little for more or must go at once."""
+        if not may_wait:
+            self.wake.set()
+        elif self._waking is None and not self.wake.is_set():
+            loop = asyncio.get_running_loop()
+            self._waking = loop.call_later(TOGETHER_SECONDS, self._wake_now)
+
+    def take(self, te_incarnation: int) -> tasks_pb2.TaskTokenBatch:
+        """What waits, or the first part of it where it is too much for one batch."""
+        if self._waking is not None:
+            self._waking.cancel()
+            self._waking = None
+        return self.columns.take(te_incarnation)
+
+    def _wake_now(self) -> None:
+        self._waking = None
+        self.wake.set()
 
     def open(self, handle: int, task: RunningTask) -> int:
         """Take a task in; answers the handle that the engine will know it by."""
@@ -108,6 +136,7 @@ class Peers:
 
     def deliver(self, output: StepOutput) -> None:
         """Sort one step's columns by stream and wake the writers."""
+        may_wait = output.seconds < TINY_STEP_SECONDS and not _begins_answer(output)
         for handle in output.accepted:
             if stream := self._streams.get(handle >> _HANDLE_BITS):
                 stream.columns.accepted.append(handle & _HANDLE_MASK)
@@ -121,7 +150,7 @@ class Peers:
         if output.handles:
             if self._prefilling:
                 self._note_first_tokens(output.handles)
-            self._deliver_tokens(output)
+            self._deliver_tokens(output, may_wait=may_wait)
         for embedding in output.embeddings:
             if stream := self._streams.get(embedding.handle >> _HANDLE_BITS):
                 stream.columns.add_embedding(embedding.handle & _HANDLE_MASK, embedding.values)
@@ -129,7 +158,8 @@ class Peers:
             self._prefilling.pop(finished.handle, None)
             if stream := self._streams.get(finished.handle >> _HANDLE_BITS):
                 stream.end(finished.handle & _HANDLE_MASK, finished)
-                stream.wake.set()
+                # Somebody may still wait for the first word of a task that drew nothing.
+                stream.note(may_wait=may_wait and finished.completion_tokens > 0)
 
     def _note_started(self, output: StepOutput) -> None:
         began_at = clock.monotonic() - output.seconds
@@ -146,10 +176,32 @@ class Peers:
             task.first_token(now)
             if stream := self._streams.get(handle >> _HANDLE_BITS):
                 stream.columns.add_started(handle & _HANDLE_MASK, task.beginning)
+                stream.wake.set()
             for listener in self.on_begun:
                 listener(task.beginning)
 
-    def _deliver_tokens(self, output: StepOutput) -> None:
+    def _deliver_tokens(self, output: StepOutput, *, may_wait: bool) -> None:
+        numbers = {handle >> _HANDLE_BITS for handle in output.handles}
+        if len(numbers) == 1:
+            self._deliver_all(output, numbers.pop(), may_wait=may_wait)
+        else:
+            self._deliver_shares(output, may_wait=may_wait)
+
+    def _deliver_all(self, output: StepOutput, number: int, *, may_wait: bool) -> None:
+        """The usual case: all are one stream's."""
+        if stream := self._streams.get(number):
+            if output.tops is not None:
+                stream.columns.add_tops(output.tops)
+            stream.columns.add_step(
+                output.step,
+                [handle & _HANDLE_MASK for handle in output.handles],
+                output.first_indexes,
+                output.token_ids,
+                output.logprobs,
+            )
+            stream.note(may_wait=may_wait)
+
+    def _deliver_shares(self, output: StepOutput, *, may_wait: bool) -> None:
         owned: dict[int, list[int]] = {}
         for index, handle in enumerate(output.handles):
             owned.setdefault(handle >> _HANDLE_BITS, []).append(index)
@@ -164,4 +216,8 @@ class Peers:
                     [output.token_ids[index] for index in indexes],
                     [output.logprobs[index] for index in indexes],
                 )
-                stream.wake.set()
+                stream.note(may_wait=may_wait)
+
+
+def _begins_answer(output: StepOutput) -> bool:
+    return min(output.first_indexes, default=BEGINNING_TOKENS) < BEGINNING_TOKENS

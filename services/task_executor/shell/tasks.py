@@ -71,7 +71,7 @@ class TaskStreams:
             await stream.wake.wait()
             stream.wake.clear()
             if stream.columns:
-                batch = stream.columns.take(self._incarnation)
+                batch = stream.take(self._incarnation)
                 if stream.columns:  # it did not fit
                     stream.wake.set()
                 await context.write(tasks_pb2.TasksResponse(tokens=batch))

@@ -28,14 +28,15 @@ def output(
     tops: TopLogprobs | None = None,
     prompt_logprobs: list[PromptLogprobs] | None = None,
     started: list[Started] | None = None,
-    seconds: float = 0.0,
+    seconds: float = 0.01,
+    first: int = 0,
 ) -> StepOutput:
     return StepOutput(
         step=step,
         seconds=seconds,
         accepted=accepted or [],
         handles=handles,
-        first_indexes=list(range(len(handles))),
+        first_indexes=list(range(first, first + len(handles))),
         token_ids=[100 + i for i in range(len(handles))],
         logprobs=[-0.5] * len(handles),
         finished=finished or [],
@@ -66,6 +67,69 @@ def test_one_stream_gets_its_columns_in_order() -> None:
     assert list(batch.token_ids) == [100, 101, 100, 101]
     assert (batch.te_incarnation, batch.engine_step) == (9, 2)
     assert not stream.columns
+
+
+async def test_tokens_of_tiny_steps_wait_for_one_another_and_never_for_good() -> None:
+    peers = Peers()
+    stream = peers.connect()
+    handle = opened(stream, 1)
+    for step in (1, 2):
+        peers.deliver(output([handle], step=step, seconds=0.0001, first=9 + step))
+        assert not stream.wake.is_set()
+    await asyncio.wait_for(stream.wake.wait(), 5)
+    assert list(stream.take(0).handles) == [1, 1]
+    stream.wake.clear()
+    peers.deliver(output([], finished=[Finished(handle, "stop", 1, 2, 0)], seconds=0.0001))
+    assert not stream.wake.is_set()
+    await asyncio.wait_for(stream.wake.wait(), 5)
+    assert stream.take(0).finished
+
+
+async def test_a_wake_up_for_nothing_keeps_nobody_asleep() -> None:
+    """What ends after it was cancelled leaves nothing to send."""
+    peers = Peers()
+    stream = peers.connect()
+    handle = opened(stream, 1)
+    stranger = Finished(stream.engine_handle(2), "length", 1, 5, 0)
+    peers.deliver(output([], finished=[stranger], seconds=0.0001))
+    await asyncio.wait_for(stream.wake.wait(), 5)
+    assert not stream.columns
+    stream.wake.clear()
+    peers.deliver(output([handle], seconds=0.0001, first=10))
+    await asyncio.wait_for(stream.wake.wait(), 5)
+    assert list(stream.take(0).token_ids) == [100]
+
+
+async def test_a_first_token_takes_along_at_once_what_waits() -> None:
+    peers = Peers()
+    stream = peers.connect()
+    old, new = opened(stream, 1), opened(stream, 2)
+    peers.deliver(output([old], seconds=0.0001, first=10))
+    assert not stream.wake.is_set()
+    peers.deliver(output([], accepted=[new], seconds=0.0001))
+    assert stream.wake.is_set()
+    stream.wake.clear()
+    peers.deliver(output([new], started=[Started(new, 0)], step=2, seconds=0.0001))
+    assert stream.wake.is_set()
+    assert list(stream.take(0).token_ids) == [100, 100]
+    stream.wake.clear()
+    peers.deliver(output([new], step=3, seconds=0.0001, first=3))  # may complete a character
+    assert stream.wake.is_set()
+
+
+def test_the_end_of_a_task_that_drew_nothing_is_passed_on_at_once() -> None:
+    peers = Peers()
+    stream = peers.connect()
+    refused = Finished(opened(stream, 1), "error", 1, 0, 0, "too long", invalid=True)
+    peers.deliver(output([], finished=[refused], seconds=0.0))
+    assert stream.wake.is_set()
+
+
+def test_a_step_that_took_its_time_is_passed_on_at_once() -> None:
+    peers = Peers()
+    stream = peers.connect()
+    peers.deliver(output([opened(stream, 1)], seconds=0.002))
+    assert stream.wake.is_set()
 
 
 def test_two_streams_with_equal_handles_are_told_apart() -> None:
