@@ -110,12 +110,16 @@ def _memory(
 ) -> dict[str, Any]:
     """Of one replica; what was asked for stands in until one is ready. Zero is not known."""
     held = [m.capabilities for m in members if _holds(m, deployment.name) and is_serving(m)]
+    asked = deployment.engine
     # Replicas on unequal machines: what every one of them can take.
     return {
         "dtype": held[0].dtype if held else deployment.dtype,
         "max_tokens": min((it.max_tokens for it in held), default=deployment.max_tokens),
         "weight_bytes": max((it.weight_bytes for it in held), default=0),
         "kv_bytes": min((it.kv_bytes for it in held), default=deployment.kv_bytes),
+        # Of the tiers behind the device; 0 where there are none.
+        "kv_dram_bytes": min((it.kv_dram_bytes for it in held), default=asked.kv_dram_bytes),
+        "kv_disk_bytes": min((it.kv_disk_bytes for it in held), default=asked.kv_disk_bytes),
     }
 
 

@@ -9,7 +9,8 @@ from google.protobuf.message import DecodeError
 
 from deepflow import clock, ids
 from deepflow.access import names, secrets
-from deepflow.errors import Conflict, NotFound, Unavailable
+from deepflow.conflicts import on_the_newest
+from deepflow.errors import NotFound, Unavailable
 from deepflow.rpc import Peer
 from deepflow.v1 import access_pb2, store_pb2
 from deepflow.v1.store_pb2_grpc import CounterServiceStub, RecordStoreServiceStub
@@ -19,8 +20,6 @@ TENANTS = "tenants/"
 CHANGED_SUBJECT = "deepflow.access"
 
 CALL_SECONDS = 3.0
-# A change that met another one is made again on what that left.
-CHANGE_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,8 @@ class AccessRecords:
     async def change_tenant(self, name: str, changes: Mapping[str, Any]) -> access_pb2.Tenant:
         """Create or change a tenant; a field that is not in `changes` stays what it is."""
         names.check_tenant_name(name)
-        for attempt in range(CHANGE_ATTEMPTS):
+
+        async def change() -> access_pb2.Tenant:
             record = await self._get(TENANTS + name)
             tenant = access_pb2.Tenant(name=name)
             if record is not None:
@@ -95,13 +95,10 @@ class AccessRecords:
                 tenant.MergeFrom(access_pb2.Tenant(**{field: value}))
             names.check_tenant(tenant)
             expected = record.version if record is not None else 0
-            try:
-                await self._put(TENANTS + name, tenant.SerializeToString(), expected=expected)
-                return tenant
-            except Conflict:
-                if attempt + 1 == CHANGE_ATTEMPTS:
-                    raise
-        raise AssertionError("every attempt returns or raises")
+            await self._put(TENANTS + name, tenant.SerializeToString(), expected=expected)
+            return tenant
+
+        return await on_the_newest(change)
 
     async def usage(self, tenant: str = "", key_id: str = "") -> list[store_pb2.KeyUsage]:
         request = store_pb2.ListUsageRequest(tenant=tenant, key_id=key_id)

@@ -5,29 +5,28 @@
     choices   prompts whose prefix has left the device, fetched and computed in turn, beside what
               the cost model would have done
 
-One engine at a time, in this process; the figures of one case come from neighbouring moments.
+One engine at a time, in this process. Every round visits every case, and both ways of a case in
+neighbouring moments: what else the machine does falls on all of them alike.
 """
 
 import json
 import random
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from deepflow.bench import random_model
+from deepflow.bench.rtc_cases import Case, case_of, summary
+from deepflow.bench.rtc_engine import OneRequest
 from deepflow.core.model_spec import ModelSpec
-from deepflow.core.sampling import SamplingParams
 from services.task_executor.flowserve.executor.factory import build_executor
 from services.task_executor.flowserve.master import Master
-from services.task_executor.flowserve.messages import Load, Submit
-from services.task_executor.flowserve.ring import wait_readable
-from services.task_executor.flowserve.rtc.block_chain import BlockChain
+from services.task_executor.flowserve.messages import Load
 from services.task_executor.flowserve.rtc.copies import Tier
-from services.task_executor.flowserve.scheduler.prefetch import ALWAYS, BY_COST, NEVER
+from services.task_executor.flowserve.scheduler.prefetch import ALWAYS, NEVER
 
 SEED = 20250101
 WORKING_SET = 4  # device caches
@@ -35,12 +34,10 @@ TAIL_TOKENS = 8  # of each prompt, after what it shares
 PASSES = 6  # over the working set
 CASE_BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 WARM_PROMPTS = 12
-TIE = 1.05  # whatever is within this of the quicker way was chosen well
 EMULATED_SHAPE = random_model.Shape(
     "LlamaForCausalLM", "llama", 4096, 14336, 32, 32, 8, 128, 128_256
 )
 EMULATED_CONTEXT = 32_768
-FIRST_TOKEN = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
 
 Say = Callable[[str], None]
 
@@ -52,25 +49,7 @@ class RtcOptions:
     device: str = "cpu"
     prefix_blocks: int = 16  # of each prompt of the working set
     device_prefixes: int = 6  # that the device holds at a time
-    rounds: int = 7
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """Lower quartiles over the rounds: others on the machine only ever add."""
-
-    tier: str
-    tokens: int  # of the prefix that has left the device
-    fetch_ms: float  # to the first token
-    compute_ms: float
-    choice: str  # of the cost model, in most rounds: fetch or compute
-
-    @property
-    def is_right(self) -> bool:
-        chosen, other = self.fetch_ms, self.compute_ms
-        if self.choice == "compute":
-            chosen, other = other, chosen
-        return chosen <= TIE * other
+    rounds: int = 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +61,6 @@ class RtcReport:
     cases: list[Case]
 
     def as_dict(self) -> dict[str, Any]:
-        reused = [it for it in self.cases if it.choice == "fetch"]
         return {
             "device": self.device,
             "hit_rate": {
@@ -91,10 +69,8 @@ class RtcReport:
                 "device": self.hit_rate_device,
             },
             "kept_hits": self.hit_rate_tiers / self.hit_rate_infinite,
-            "right_choices": sum(it.is_right for it in self.cases) / len(self.cases),
-            "reused": len(reused),
-            "reuse_was_quicker": sum(it.fetch_ms < it.compute_ms for it in reused),
-            "cases": [asdict(it) | {"is_right": it.is_right} for it in self.cases],
+            **summary(self.cases),
+            "cases": [it.as_dict() for it in self.cases],
         }
 
 
@@ -166,28 +142,33 @@ class _Bench:
                 prefix = self._tokens(draw, blocks * self._block_size)
                 for choice in (NEVER, ALWAYS):
                     self._measure(engine, draw, prefix, choice)
-            return [self._case(engine, draw, tier, blocks) for blocks in self._case_blocks]
+            trials = [
+                _Trial(self._tokens(draw, blocks * self._block_size))
+                for blocks in self._case_blocks
+            ]
+            for trial in trials:
+                self._measure(engine, draw, trial.prefix, NEVER)
+            for number in range(self._options.rounds):
+                for trial in trials:
+                    self._round(engine, draw, trial, is_fetch_first=bool(number % 2))
+        cases = [trial.case(tier) for trial in trials]
+        for case in cases:
+            self._say(
+                f"{case.tokens} tokens from {case.tier}: {case.fetch_ms:.2f} ms fetched,"
+                f" {case.compute_ms:.2f} ms computed; the cost model would {case.choice}"
+            )
+        return cases
 
-    def _case(self, engine: "_Engine", draw: random.Random, tier: Tier, blocks: int) -> Case:
-        prefix = self._tokens(draw, blocks * self._block_size)
-        self._measure(engine, draw, prefix, NEVER)
-        times: dict[str, list[float]] = {ALWAYS: [], NEVER: []}
-        fetches = 0
-        for _ in range(self._options.rounds):
-            fetches += engine.would_fetch([*prefix, *[0] * TAIL_TOKENS])
-            for choice, seconds in times.items():
-                seconds.append(self._measure(engine, draw, prefix, choice))
-        fetch_ms, compute_ms = (sorted(it)[len(it) // 4] * 1e3 for it in times.values())
-        choice = "fetch" if 2 * fetches > self._options.rounds else "compute"
-        case = Case(tier.name.lower(), len(prefix), fetch_ms, compute_ms, choice)
-        self._say(
-            f"{case.tokens} tokens from {case.tier}: {fetch_ms:.2f} ms fetched,"
-            f" {compute_ms:.2f} ms computed; the cost model would {choice}"
-        )
-        return case
+    def _round(
+        self, engine: OneRequest, draw: random.Random, trial: "_Trial", *, is_fetch_first: bool
+    ) -> None:
+        trial.fetches.append(engine.would_fetch([*trial.prefix, *[0] * TAIL_TOKENS]))
+        ways = (ALWAYS, NEVER) if is_fetch_first else (NEVER, ALWAYS)
+        for choice in ways:
+            trial.seconds[choice].append(self._measure(engine, draw, trial.prefix, choice))
 
     def _measure(
-        self, engine: "_Engine", draw: random.Random, prefix: list[int], choice: str
+        self, engine: OneRequest, draw: random.Random, prefix: list[int], choice: str
     ) -> float:
         """Seconds to the first token; the prefix has left the device before and after."""
         engine.choice = choice
@@ -214,7 +195,7 @@ class _Bench:
         return [draw.randrange(3, self._vocabulary) for _ in range(count)]
 
     @contextmanager
-    def _engine(self, **settings: int) -> "Iterator[_Engine]":
+    def _engine(self, **settings: int) -> Iterator[OneRequest]:
         load = Load(
             "bench",
             str(self._folder),
@@ -226,66 +207,20 @@ class _Bench:
         built = build_executor(load, lambda step: nullcontext())
         master = Master(built.config, built.executor, grammars=built.grammars, tiers=built.tiers)
         try:
-            yield _Engine(master)
+            yield OneRequest(master)
         finally:
             master.close()
 
 
-class _Engine:
-    """One request at a time."""
+@dataclass(slots=True)
+class _Trial:
+    """What the rounds so far have shown of one prefix."""
 
-    def __init__(self, master: Master) -> None:
-        self._master = master
-        self.config = master.config
-        self._handles = 0
+    prefix: list[int]
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {ALWAYS: [], NEVER: []})
+    fetches: list[bool] = field(default_factory=list)  # what the cost model would have done
 
-    @property
-    def choice(self) -> str:
-        return self._master.prefetch.choice
-
-    @choice.setter
-    def choice(self, choice: str) -> None:
-        self._master.prefetch.choice = choice
-
-    def answer(self, prompt: list[int]) -> tuple[float, int]:
-        """Seconds to the first token, and how many of the prompt's were cached."""
-        self._handles += 1
-        began = time.monotonic()
-        self._master.obey(Submit(self._handles, prompt, FIRST_TOKEN))
-        while True:
-            output = self._master.step()
-            if output is not None and output.finished:
-                end = output.finished[0]
-                assert end.reason == "length", end.message
-                return time.monotonic() - began, end.cached_tokens
-            if output is None:
-                wait_readable(self._master.wake_fds, self._master.seconds_to_next)
-
-    def would_fetch(self, prompt: list[int]) -> bool:
-        """What the cost model says, as things stand."""
-        chain = BlockChain(self.config.identity_seed(b"").root(), self.config.block_size)
-        nodes = self._master.cache.match_in_tiers(chain, prompt)
-        assert nodes and not any(node.is_in(Tier.DEVICE) for node in nodes)
-        before, self.choice = self.choice, BY_COST
-        reused = self._master.prefetch.choose([node.nearest for node in nodes], len(prompt))
-        self.choice = before
-        return reused > 0
-
-    def empty_device(self) -> None:
-        """Put all of it away, then take every block of the device once."""
-        cache = self._master.cache
-        while unsafe := cache.idle_unsafe():
-            for block in unsafe:
-                cache.copy(block)
-            self._settle()
-        blocks = cache.alloc_blocks([], cache.num_available * self.config.block_size)
-        assert blocks is not None
-        cache.free(blocks)
-
-    def _settle(self) -> None:
-        """Until no copy is under way."""
-        while True:
-            self._master.step()
-            if not self._master.cache.num_copying:
-                return
-            wait_readable(self._master.wake_fds, 1.0)
+    def case(self, tier: Tier) -> Case:
+        choice = "fetch" if 2 * sum(self.fetches) > len(self.fetches) else "compute"
+        seconds = self.seconds
+        return case_of(tier.name.lower(), len(self.prefix), seconds[ALWAYS], seconds[NEVER], choice)

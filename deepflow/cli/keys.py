@@ -7,6 +7,7 @@ import typer
 
 from deepflow.cli.cluster_access import ClusterManagerOption
 from deepflow.cli.common import EXIT_BAD_OPTION, EXIT_FAILED, DataDirOption, fail
+from deepflow.cli.tenant_options import LimitOption, ModelsOption, WeightOption, tenant_changes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -15,13 +16,12 @@ if TYPE_CHECKING:
     from deepflow.access.records import AccessRecords
 
 app = typer.Typer(
-    help="Create, list and revoke API keys.\n\nWithout any key the gateways listen on loopback"
-    " only and ask nobody; from the first key on every request needs one.",
+    help="Create, list and revoke API keys; limit tenants.\n\nWithout any key gateways listen on"
+    " loopback only and ask nobody; from the first key on every request needs one.",
     no_args_is_help=True,
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object.")]
-LimitOption = Annotated[int | None, typer.Option(min=0, help="Of the tenant; 0 = no limit.")]
 
 
 @app.command()
@@ -37,14 +37,8 @@ def create(
     rpm: LimitOption = None,
     tpm: LimitOption = None,
     concurrent: LimitOption = None,
-    models: Annotated[
-        str | None,
-        typer.Option(metavar="A,B", help="All that the tenant may use; '' = every model."),
-    ] = None,
-    weight: Annotated[
-        float | None,
-        typer.Option(help="Share of the tenant beside others where work has to wait; 1 = usual."),
-    ] = None,
+    models: ModelsOption = None,
+    weight: WeightOption = None,
     data_dir: DataDirOption = None,
     cluster_manager: ClusterManagerOption = None,
     as_json: JsonOption = False,
@@ -60,7 +54,7 @@ def create(
       deepflow keys create --admin --label me
       deepflow keys create --tenant shop --rpm 60 --tpm 20000 --models demo
     """
-    changes = _tenant_changes(rpm, tpm, concurrent, models, weight)
+    changes = tenant_changes(rpm, tpm, concurrent, models, weight)
 
     async def make(records: "AccessRecords") -> dict[str, Any]:
         from deepflow.access.wording import describe_key
@@ -77,6 +71,57 @@ def create(
     print(made["key"])
     kind = "admin key" if admin else "key"
     typer.echo(f"{kind} {made['id']} of {tenant}; it is not shown again", err=True)
+
+
+@app.command()
+def limits(
+    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="Whose limits to change.")],
+    rpm: LimitOption = None,
+    tpm: LimitOption = None,
+    concurrent: LimitOption = None,
+    models: ModelsOption = None,
+    weight: WeightOption = None,
+    data_dir: DataDirOption = None,
+    cluster_manager: ClusterManagerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Change what a tenant may use, for all of its keys; what is not given stays as it is.
+
+    The gateways hold to it within a moment, also for requests of keys that
+    were made before.
+
+    \b
+      deepflow keys limits shop --rpm 120 --weight 2
+      deepflow keys limits shop --tpm 0 --models ''
+
+    [bold]Exit codes[/bold]
+
+    \b
+      0    it holds
+      1    nobody could be asked
+      2    an option is wrong, or none says what to change
+    """
+    changes = tenant_changes(rpm, tpm, concurrent, models, weight)
+    if not changes:
+        fail(
+            "say what to change: --rpm, --tpm, --concurrent, --models or --weight",
+            EXIT_BAD_OPTION,
+        )
+
+    async def change(records: "AccessRecords") -> dict[str, Any]:
+        from deepflow.access.wording import describe_tenant
+
+        return describe_tenant(await records.change_tenant(tenant, changes))
+
+    changed = _with_records(change, data_dir, cluster_manager)
+    if as_json:
+        print(json.dumps(changed))
+        return
+    from rich.console import Console
+
+    from deepflow.cli.access_tables import tenants_table
+
+    Console().print(tenants_table([changed]))
 
 
 @app.command("list")
@@ -137,44 +182,6 @@ def revoke(
 
     _with_records(revoked, data_dir, cluster_manager)
     print(f"revoked {key_id}")
-
-
-def _tenant_changes(
-    rpm: int | None,
-    tpm: int | None,
-    concurrent: int | None,
-    models: str | None,
-    weight: float | None,
-) -> dict[str, Any]:
-    from deepflow.access.names import REQUESTS_MAX, TOKENS_MAX
-
-    changes: dict[str, Any] = {
-        "requests_per_minute": _limit("--rpm", rpm, REQUESTS_MAX),
-        "tokens_per_minute": _limit("--tpm", tpm, TOKENS_MAX),
-        "concurrent_requests": _limit("--concurrent", concurrent, REQUESTS_MAX),
-    }
-    if weight is not None:
-        changes["weight"] = _weight(weight)
-    if models is not None:
-        changes["allowed_models"] = [name.strip() for name in models.split(",") if name.strip()]
-    return {name: value for name, value in changes.items() if value is not None}
-
-
-def _limit(option: str, given: int | None, most: int) -> int | None:
-    """Before it is put into a record, whose fields are narrower than what can be typed."""
-    if given is not None and given > most:
-        fail(f"{option} must be from 0 (no limit) to {most}", EXIT_BAD_OPTION)
-    return given
-
-
-def _weight(given: float) -> float:
-    from deepflow.access.names import check_weight
-    from deepflow.errors import InvalidRequest
-
-    try:
-        return check_weight(given)
-    except InvalidRequest as error:
-        fail(f"--{error.message}", EXIT_BAD_OPTION)
 
 
 def _with_records(

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deepflow.cli.models_table import deployments_table
+from deepflow.core.sizes import format_bytes
 
 _COLOURS = {
     "ready": "green",
@@ -70,7 +71,7 @@ def age(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def load_words(load: dict[str, float] | None) -> str:
+def load_words(load: dict[str, Any] | None) -> str:
     if load is None:
         return ""
     words = f"{load['running']} running, {load['waiting']} waiting"
@@ -79,6 +80,13 @@ def load_words(load: dict[str, float] | None) -> str:
     if load["total_blocks"]:
         used = load["total_blocks"] - load["free_blocks"]
         words += f", {used}/{load['total_blocks']} blocks"
+    # The device's are those blocks.
+    words += "".join(f", {_tier_words(tier)}" for tier in load["kv_tiers"][1:])
     if load["tokens_per_second"]:
         words += f", {load['tokens_per_second']:.0f} tokens/s"
     return words
+
+
+def _tier_words(tier: dict[str, Any]) -> str:
+    held = tier["used_bytes"] + tier["kept_bytes"]
+    return f"{tier['name']} {format_bytes(held)} of {format_bytes(tier['bytes'])}"

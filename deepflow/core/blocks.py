@@ -24,13 +24,14 @@ class BlockIdentitySeed(msgspec.Struct, frozen=True, kw_only=True):
     model_revision: str
     block_size: int
     adapter: str = ""
-    kv_dtype: str = ""
+    dtype: str = ""  # what computed it: int8 linears give other values than those in float
+    kv_dtype: str = ""  # what it is kept in
     kv_layout: str = ""
     tenant_salt: bytes = b""
 
     def root(self) -> bytes:
         """The parent of every first block."""
-        texts = (self.model_revision, self.adapter, self.kv_dtype, self.kv_layout)
+        texts = (self.model_revision, self.adapter, self.dtype, self.kv_dtype, self.kv_layout)
         fields = [*(text.encode() for text in texts), self.tenant_salt]
         # Lengths go in too, so that no two seeds run together to the same bytes.
         sized = b"".join(struct.pack("<I", len(field)) + field for field in fields)

@@ -75,16 +75,20 @@ class ClusterLink(ClusterClient):
     def _member(self, member: cluster_pb2.Member) -> dict[str, Any]:
         return describe_member(member) | {"load": self._load(member)}
 
-    def _load(self, member: cluster_pb2.Member) -> dict[str, float] | None:
+    def _load(self, member: cluster_pb2.Member) -> dict[str, Any] | None:
         heard_at, beat = self._heard.get(member.id, (0.0, None))
         is_fresh = clock.monotonic() - heard_at <= HEARTBEAT_SECONDS_MAX
         if beat is None or beat.incarnation != member.incarnation or not is_fresh:
             return None
-        return {name: getattr(beat.load, name) for name in _fields(beat.load)}
+        tiers = [_as_dict(tier) for tier in beat.load.kv_tiers]
+        return _as_dict(beat.load) | {"kv_tiers": tiers}
 
 
-def _fields(message: Message) -> list[str]:
-    return [descriptor.name for descriptor in message.DESCRIPTOR.fields]
+def _as_dict(message: Message) -> dict[str, Any]:
+    return {
+        descriptor.name: getattr(message, descriptor.name)
+        for descriptor in message.DESCRIPTOR.fields
+    }
 
 
 def _bus_config(stack: Stack) -> ServiceConfig:

@@ -149,6 +149,9 @@ class Capabilities(_message.Message):
     MAX_STEP_TOKENS_FIELD_NUMBER: _builtins.int
     TENSOR_PARALLEL_FIELD_NUMBER: _builtins.int
     PIPELINE_PARALLEL_FIELD_NUMBER: _builtins.int
+    KV_DTYPE_FIELD_NUMBER: _builtins.int
+    KV_DRAM_BYTES_FIELD_NUMBER: _builtins.int
+    KV_DISK_BYTES_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     block_size: _builtins.int
     kv_blocks: _builtins.int
@@ -156,17 +159,22 @@ class Capabilities(_message.Message):
     max_tokens: _builtins.int
     """Prompt and answer of one sequence together."""
     dtype: _builtins.str
-    """Of the weights and the KV cache as computed with."""
+    """What the linears compute in."""
     weight_bytes: _builtins.int
     kv_bytes: _builtins.int
     model_revision: _builtins.str
-    """With block_size and dtype: what the identities of its KV blocks begin from."""
+    """With block_size, dtype and kv_dtype: what the identities of its KV blocks begin from."""
     kv_layout: _builtins.str
     max_step_tokens: _builtins.int
     """Token positions that one step computes; 0 = not told."""
     tensor_parallel: _builtins.int
     """Weights and KV cache above are those of all its ranks together."""
     pipeline_parallel: _builtins.int
+    kv_dtype: _builtins.str
+    """What KV is kept in: another one than dtype where that is int8."""
+    kv_dram_bytes: _builtins.int
+    """What the KV tiers behind the device can hold; 0 = that tier does not exist."""
+    kv_disk_bytes: _builtins.int
     @_builtins.property
     def step_seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Seconds spent in each named start-up step."""
@@ -188,10 +196,13 @@ class Capabilities(_message.Message):
         max_step_tokens: _builtins.int = ...,
         tensor_parallel: _builtins.int = ...,
         pipeline_parallel: _builtins.int = ...,
+        kv_dtype: _builtins.str = ...,
+        kv_dram_bytes: _builtins.int = ...,
+        kv_disk_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "dtype", b"dtype", "kv_blocks", b"kv_blocks", "kv_bytes", b"kv_bytes", "kv_layout", b"kv_layout", "max_sequences", b"max_sequences", "max_step_tokens", b"max_step_tokens", "max_tokens", b"max_tokens", "model_revision", b"model_revision", "pipeline_parallel", b"pipeline_parallel", "step_seconds", b"step_seconds", "tensor_parallel", b"tensor_parallel", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "dtype", b"dtype", "kv_blocks", b"kv_blocks", "kv_bytes", b"kv_bytes", "kv_disk_bytes", b"kv_disk_bytes", "kv_dram_bytes", b"kv_dram_bytes", "kv_dtype", b"kv_dtype", "kv_layout", b"kv_layout", "max_sequences", b"max_sequences", "max_step_tokens", b"max_step_tokens", "max_tokens", b"max_tokens", "model_revision", b"model_revision", "pipeline_parallel", b"pipeline_parallel", "step_seconds", b"step_seconds", "tensor_parallel", b"tensor_parallel", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

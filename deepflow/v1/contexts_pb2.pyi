@@ -450,15 +450,19 @@ class ListKeptContextsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CACHE_SALT_FIELD_NUMBER: _builtins.int
+    EVERY_TENANT_FIELD_NUMBER: _builtins.int
     cache_salt: _builtins.bytes
+    every_tenant: _builtins.bool
+    """Those of all salts, without their bytes: for whoever compares them with the records."""
     def __init__(
         self,
         *,
         cache_salt: _builtins.bytes = ...,
+        every_tenant: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "every_tenant", b"every_tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -493,12 +497,14 @@ class KeptContext(_message.Message):
     KV_BYTES_FIELD_NUMBER: _builtins.int
     SECONDS_LEFT_FIELD_NUMBER: _builtins.int
     IS_PINNED_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
     context_id: _builtins.str
     num_tokens: _builtins.int
     kv_bytes: _builtins.int
     """Of KV, in all tiers together."""
     seconds_left: _builtins.float
     is_pinned: _builtins.bool
+    cache_salt: _builtins.bytes
     def __init__(
         self,
         *,
@@ -507,10 +513,11 @@ class KeptContext(_message.Message):
         kv_bytes: _builtins.int = ...,
         seconds_left: _builtins.float = ...,
         is_pinned: _builtins.bool = ...,
+        cache_salt: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_id", b"context_id", "is_pinned", b"is_pinned", "kv_bytes", b"kv_bytes", "num_tokens", b"num_tokens", "seconds_left", b"seconds_left"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "context_id", b"context_id", "is_pinned", b"is_pinned", "kv_bytes", b"kv_bytes", "num_tokens", b"num_tokens", "seconds_left", b"seconds_left"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -69,6 +69,7 @@ class Load(_message.Message):
     TOTAL_BLOCKS_FIELD_NUMBER: _builtins.int
     STEP_MILLISECONDS_FIELD_NUMBER: _builtins.int
     TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    KV_TIERS_FIELD_NUMBER: _builtins.int
     waiting: _builtins.int
     """Task executor: sequences waiting and running. Job executor and gateway: jobs."""
     running: _builtins.int
@@ -76,6 +77,10 @@ class Load(_message.Message):
     total_blocks: _builtins.int
     step_milliseconds: _builtins.float
     tokens_per_second: _builtins.float
+    @_builtins.property
+    def kv_tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvTier]:
+        """Task executor: every KV tier that it has, the nearest to the model first."""
+
     def __init__(
         self,
         *,
@@ -85,14 +90,47 @@ class Load(_message.Message):
         total_blocks: _builtins.int = ...,
         step_milliseconds: _builtins.float = ...,
         tokens_per_second: _builtins.float = ...,
+        kv_tiers: _abc.Iterable[Global___KvTier] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["free_blocks", b"free_blocks", "running", b"running", "step_milliseconds", b"step_milliseconds", "tokens_per_second", b"tokens_per_second", "total_blocks", b"total_blocks", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["free_blocks", b"free_blocks", "kv_tiers", b"kv_tiers", "running", b"running", "step_milliseconds", b"step_milliseconds", "tokens_per_second", b"tokens_per_second", "total_blocks", b"total_blocks", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Load: _TypeAlias = Load  # noqa: Y015
+
+@_typing.final
+class KvTier(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    KEPT_BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"device", "dram" or "disk"."""
+    bytes: _builtins.int
+    """What it can hold."""
+    used_bytes: _builtins.int
+    """Of these, what sequences, pinned contexts and copies hold."""
+    kept_bytes: _builtins.int
+    """What nobody holds and can be found again until the room is needed."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        used_bytes: _builtins.int = ...,
+        kept_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "kept_bytes", b"kept_bytes", "name", b"name", "used_bytes", b"used_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KvTier: _TypeAlias = KvTier  # noqa: Y015
 
 @_typing.final
 class KvEvents(_message.Message):

@@ -18,6 +18,7 @@ from services.job_executor import metrics
 from services.job_executor.config import JobExecutorConfig
 from services.job_executor.contexts.keepers import Keepers
 from services.job_executor.contexts.making import ContextMaker
+from services.job_executor.contexts.orphans import Orphans
 from services.job_executor.contexts.recall import Contexts
 from services.job_executor.contexts.records import ContextRecords
 from services.job_executor.contexts.service import ContextCacheService
@@ -74,6 +75,7 @@ class JobExecutorServer:
         self._maker = ContextMaker(parts, records, keepers)
         self._context_service = ContextCacheService(self._maker, records, keepers)
         self._sweeper = Sweeper(records)
+        self._orphans = Orphans(records, keepers)
         self.streams = JobStreams(parts, jobs_max=config.jobs_max, incarnation=self._incarnation)
         self._service = JobExecutorService(self.streams, Tokenization(parts), self.stories, self.id)
         self.membership = Membership(
@@ -107,6 +109,7 @@ class JobExecutorServer:
         )
         await self._kv_listener.start()
         self._sweeper.start()
+        self._orphans.start()
         self.lifecycle.to(types.LIFECYCLE_STATE_READY)
         await self.membership.start()
 
@@ -120,6 +123,7 @@ class JobExecutorServer:
         await self._grpc.stop(STOP_SECONDS)
         await self._kv_listener.close()
         await self._sweeper.close()
+        await self._orphans.close()
         await self._maker.close()
         await self._contexts.close()
         await self._store.close()
@@ -151,7 +155,8 @@ class JobExecutorServer:
 
     def _make_link(self, member: cluster_pb2.Member) -> TaskExecutorLink:
         hello = tasks_pb2.TasksHello(job_executor_id=self.id, incarnation=self._incarnation)
-        return TaskExecutorLink(member, self.config.cluster_token, hello, deliver, self.room.wake)
+        token, room, orphans = self.config.cluster_token, self.room, self._orphans
+        return TaskExecutorLink(member, token, hello, deliver, room.wake, orphans.look_at)
 
     def _adopt(self, view: cluster_pb2.ClusterView) -> None:
         self._library.adopt(view.deployments)

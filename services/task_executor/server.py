@@ -103,6 +103,7 @@ class TaskExecutorServer:
         self.engine.on_lost.append(lambda _: self.kv_events.cleared())
         self.engine.on_lost.append(lambda _: self._meter.engine_lost())
         self.engine.on_loaded.append(self._meter.loaded)
+        self.engine.on_unloaded.append(self._meter.unloaded)
         self.engine.on_loaded.append(lambda _: self.kv_events.cleared())
         self._peers.on_begun.append(self._meter.begun)
 

@@ -85,6 +85,10 @@ def test_limits_are_those_of_all_gateways_together(stack: Stack) -> None:
     assert refused[0].json()["error"]["type"] == "rate_limit_error"
     assert int(refused[0].headers["retry-after"]) >= 1
     assert refused[0].headers["x-ratelimit-limit-requests"] == "4"
+    changed = json.loads(stack.cli("keys", "limits", "tight", "--rpm", "0", "--json").stdout)
+    assert (changed["requests_per_minute"], changed["allowed_models"]) == (None, ["demo"])
+    for url in (first, second):
+        wait_until(lambda url=url: complete(url, key).status_code == 200, "no limit")  # type: ignore[misc]
 
 
 def test_admin_keys_and_usage(stack: Stack) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from deepflow import clock, rpc
-from deepflow.errors import InvalidRequest, NotFound, RateLimited, Unavailable
+from deepflow.errors import DeepFlowError, InvalidRequest, NotFound, RateLimited, Unavailable
 from deepflow.v1 import contexts_pb2, jobs_pb2
 from deepflow.v1 import types_pb2 as types
 from deepflow.v1.contexts_pb2_grpc import (
@@ -20,6 +20,8 @@ from deepflow.v1.contexts_pb2_grpc import (
 )
 from deepflow.v1.tasks_pb2_grpc import add_TaskExecutorServiceServicer_to_server
 from services.job_executor.contexts import rules
+from services.job_executor.contexts.keepers import Keepers
+from services.job_executor.contexts.orphans import Orphans
 from services.job_executor.contexts.records import ContextRecords
 from services.job_executor.contexts.sweeper import Sweeper
 from services.kv_store.config import KvStoreConfig
@@ -73,7 +75,10 @@ class Keeper(FakeTaskExecutor, ContextKeeperServiceServicer):
             self.num_cancelled += 1
             raise
         kept = contexts_pb2.KeptContext(
-            context_id=request.context_id, num_tokens=len(request.token_ids), kv_bytes=1024
+            context_id=request.context_id,
+            cache_salt=request.cache_salt,
+            num_tokens=len(request.token_ids),
+            kv_bytes=1024,
         )
         self.kept[request.context_id] = kept
         return contexts_pb2.KeepContextResponse(kept=kept, cached_tokens=2)
@@ -238,6 +243,36 @@ async def test_a_deleted_context_does_not_come_back(town: Town) -> None:
         await town.call(town.stub.DeleteContextCache, request)
 
 
+async def test_one_that_was_away_when_a_context_was_deleted_learns_of_it(town: Town) -> None:
+    """And keeps what is still wanted, whosever it is."""
+    gone = (await town.make()).cache.record
+    kept = [(await town.make(context=whose(salt))).cache.record for salt in (SALT, b"other")]
+    away = [keeper for keeper in town.keepers if gone.id in keeper.kept]
+    for keeper in town.keepers:
+        await keeper.stop()
+    await until(lambda: town.rig.num_live == 0, what="nobody to be there")
+    request = contexts_pb2.DeleteContextCacheRequest(context=whose(), id=gone.id)
+    await town.call(town.stub.DeleteContextCache, request)
+    assert not any(keeper.drops for keeper in town.keepers) and away
+    for keeper in town.keepers:
+        await keeper.start(int(keeper.address.rpartition(":")[2]))
+    await until(lambda: all(gone.id in it.drops for it in away), what="it to be dropped")
+    left = {context_id for keeper in town.keepers for context_id in keeper.kept}
+    assert left == {record.id for record in kept}
+
+
+async def test_without_records_to_compare_with_nothing_is_dropped(
+    town: Town, redis: ServerProcess
+) -> None:
+    record = (await town.make()).cache.record
+    keepers = Keepers(town.rig.server.links)
+    await redis.kill()
+    with pytest.raises(DeepFlowError):
+        await Orphans(town.records, keepers).drop()
+    assert any(record.id in keeper.kept for keeper in town.keepers)
+    assert not any(keeper.drops for keeper in town.keepers)
+
+
 async def test_another_task_executor_keeps_what_one_cannot(town: Town) -> None:
     town.keepers[0].keep_refusal = Unavailable("no room", reason="context_cache_full")
     for _ in range(3):
@@ -303,9 +338,12 @@ async def test_without_the_store_known_ones_go_on_and_others_are_not_called_miss
         "context_store_unavailable",
         "context_cache_id",
     )
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable) as caught:
         request = contexts_pb2.ListContextCachesRequest(context=whose())
         await town.call(town.stub.ListContextCaches, request)
+    assert caught.value.reason == "context_store_unavailable"
+    assert caught.value.retry_after_seconds
+    assert "127.0.0.1" not in f"{caught.value} {refused.message}"
 
 
 async def test_a_context_is_its_tenants_and_its_models_alone(town: Town) -> None:

@@ -111,6 +111,37 @@ async def test_a_deployment_from_its_first_to_its_last_day(office: Office) -> No
     assert error(await office.http.get(DEMO)) == (404, "deployment_not_found", "name")
 
 
+async def test_ten_admins_at_one_time_all_get_what_they_asked_for(office: Office) -> None:
+    """At two gateways, each another field than the next: none takes back what others changed."""
+    assert (await office.deploy(policy="slo")).status_code in (200, 202)
+    changes: list[dict[str, Any]] = [
+        {"max_tokens": 128},
+        {"kv_memory": "1GiB"},
+        {"kv_dram": "16MiB"},
+        {"dtype": "bfloat16"},
+        {"kv_disk": "32MiB"},
+        {"tpot_ms": 50},
+        {"ttft_ms": 900},
+        {"tool_format": "hermes"},
+        {"replicas": 2},
+        {"device": "emulated:zero"},
+    ]
+    async with gateway_of(office.cluster, id="gateway-8") as other:
+        url = f"http://{other.address}"
+        async with httpx.AsyncClient(base_url=url, headers=ADMIN, timeout=30) as http:
+            replies = await asyncio.gather(
+                *(office.put(**change) for change in changes[:5]),
+                *(http.put(DEMO, json=change) for change in changes[5:]),
+            )
+    assert {reply.status_code for reply in replies} <= {200, 202}, [it.text for it in replies]
+    (held,) = (await office.cluster.view()).deployments
+    assert (held.max_tokens, held.kv_bytes, held.dtype) == (128, 1 << 30, "bfloat16")
+    assert (held.replicas, held.tool_format) == (2, "hermes")
+    engine = held.engine
+    assert (engine.policy, engine.tpot_ms, engine.ttft_ms) == ("slo", 50, 900)
+    assert (engine.kv_dram_bytes, engine.kv_disk_bytes) == (16 << 20, 32 << 20)
+
+
 def keep_fetched(models: Path, commit: str) -> Path:
     """As `deepflow deploy org/name` leaves it."""
     folder = models / "org/name" / commit

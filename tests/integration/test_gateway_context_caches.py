@@ -175,6 +175,8 @@ async def test_a_job_executor_that_dies_over_it_is_a_503() -> None:
         await keeper.die()
         answer = await call
         assert answer.status_code == 503 and "retry-after" in answer.headers
+        assert answer.json()["error"]["code"] == "job_executor_lost"
+        assert "127.0.0.1" not in answer.text
 
 
 async def test_a_job_executor_that_is_to_go_ends_its_work_first() -> None:

@@ -1,5 +1,6 @@
 """Keys and who may come in: real gateways, a real kv_store on a real Redis, a real NATS."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,7 @@ async def test_admin_routes(town: Town, door: Door) -> None:
     assert (changed.json()["requests_per_minute"], changed.json()["weight"]) == (3, 1.0)
     weighted = await door.http.put("/v1/admin/tenants/new", headers=admin, json={"weight": 2.5})
     assert (weighted.json()["requests_per_minute"], weighted.json()["weight"]) == (3, 2.5)
+    await ten_at_one_time(town, door, admin)
     listed = (await door.http.get("/v1/admin/keys", headers=admin)).json()
     assert {row["tenant"] for row in listed["data"]} == {"default", "shop", "new"}
     assert made.json()["key"] not in str(listed)
@@ -181,6 +183,20 @@ async def test_admin_routes(town: Town, door: Door) -> None:
     assert (await door.http.delete(key_path, headers=admin)).json()["revoked_unix_ms"]
     missing = await door.http.delete("/v1/admin/keys/nobody", headers=admin)
     assert missing.status_code == 404 and code(missing) == "key_not_found"
+
+
+async def ten_at_one_time(town: Town, door: Door, admin: dict[str, str]) -> None:
+    """Half over HTTP, half as the command does it: all are let in, and no change is lost."""
+    path = "/v1/admin/tenants/new"
+    by_http, by_command = ("requests_per_minute", "weight"), "tokens_per_minute"
+    replies = await asyncio.gather(
+        *(door.http.put(path, headers=admin, json={by_http[i % 2]: 5 + i}) for i in range(5)),
+        *(town.records.change_tenant("new", {by_command: 5 + i}) for i in range(5)),
+    )
+    assert [it.status_code for it in replies if isinstance(it, httpx.Response)] == [200] * 5
+    listed = (await door.http.get("/v1/admin/keys", headers=admin)).json()
+    (row,) = [it for it in listed["tenants"] if it["name"] == "new"]
+    assert all(row[field] in range(5, 10) for field in (*by_http, by_command))
 
 
 WRONG: tuple[tuple[str, dict[str, Any], str], ...] = (
@@ -192,6 +208,8 @@ WRONG: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("/v1/admin/tenants/new", {"weight": 0}, "weight"),
     ("/v1/admin/tenants/new", {"weight": "2"}, "weight"),
     ("/v1/admin/tenants/new", {"weight": 1e9}, "weight"),
+    ("/v1/admin/tenants/new", {"weight": None}, "weight"),
+    ("/v1/admin/tenants/new", {"x": None}, "x"),
     ("/v1/admin/tenants/a%20b", {"requests_per_minute": 1}, "tenant"),
     ("/v1/admin/keys", {"tenant": "a/b"}, "tenant"),
     ("/v1/admin/keys", {"is_admin": 1}, "is_admin"),
@@ -206,6 +224,24 @@ async def test_admin_bodies_that_are_wrong(door: Door) -> None:
         reply = await door.http.request(method, path, json=body, headers=headers)
         assert (reply.status_code, reply.json()["error"]["param"]) == (400, param), body
     assert not door.stand.gateway.doors.ring.has_keys
+
+
+@pytest.mark.parametrize(
+    ("field", "remedy"),
+    [
+        ("requests_per_minute", "must be an integer; 0 is no limit"),
+        ("allowed_models", "[] is every model"),
+        ("weight", "1 is the usual"),
+        ("x", "is not known here; there are: requests_per_minute, "),
+    ],
+)
+async def test_null_is_answered_with_what_would_be_right(
+    door: Door, field: str, remedy: str
+) -> None:
+    headers = bearer(cluster_key(TOKEN))
+    reply = await door.http.put("/v1/admin/tenants/new", json={field: None}, headers=headers)
+    said = reply.json()["error"]["message"]
+    assert reply.status_code == 400 and repr(field) in said and remedy in said
 
 
 async def test_the_world_needs_a_key(town: Town) -> None:

@@ -48,6 +48,11 @@ class Keeper:
         answer = await self._peer.call(self._stub.ListKeptContexts, request, timeout_seconds=30)
         return {it.context_id: it for it in answer.contexts}
 
+    async def kept_of_all(self) -> set[tuple[bytes, str]]:
+        request = contexts_pb2.ListKeptContextsRequest(every_tenant=True)
+        answer = await self._peer.call(self._stub.ListKeptContexts, request, timeout_seconds=30)
+        return {(it.cache_salt, it.context_id) for it in answer.contexts}
+
 
 @pytest.fixture
 async def keeper(server: TaskExecutorServer) -> AsyncIterator[Keeper]:
@@ -76,6 +81,7 @@ async def test_what_is_kept_is_found_by_a_task_and_gone_once_dropped(
         (kept,) = (await keeper.kept()).values()
         assert kept.is_pinned and 0 < kept.seconds_left <= 30
         assert await keeper.kept(OTHER) == {}
+        assert await keeper.kept_of_all() == {(SALT, "a")}
         await keeper.drop("a", OTHER)
         assert set(await keeper.kept()) == {"a"}
         for _ in range(2):  # the second finds nothing, which is fine

@@ -1,6 +1,7 @@
 """What a task executor tells while it loads, and what it says it holds, on a real CPU engine."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +17,9 @@ from deepflow.v1 import cluster_pb2
 from deepflow.v1 import types_pb2 as types
 from services.task_executor.config import TaskExecutorConfig
 from services.task_executor.flowserve.engine import FlowServe
+from services.task_executor.flowserve.executor.factory import build_executor
+from services.task_executor.flowserve.executor.torch_executor import TorchExecutor
+from services.task_executor.flowserve.messages import Load
 from services.task_executor.server import TaskExecutorServer
 
 PROMPT = [5, 9, 31, 77, 12, 60]
@@ -47,6 +51,20 @@ def reference_logprobs(folder: Path, dtype: torch.dtype) -> torch.Tensor:
         logits = load(folder, dtype=dtype).eval()(torch.tensor([PROMPT])).logits[0, -1]
     logprobs: torch.Tensor = logits.float().log_softmax(-1)
     return logprobs
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_identities_name_what_the_kv_really_is(folder: Path, dtype: str) -> None:
+    load = Load("m", str(folder), "cpu", "r1", {"kv_bytes": 1 << 20, "cpu_threads": 1}, dtype)
+    built = build_executor(load, lambda step: contextlib.nullcontext())
+    try:
+        assert isinstance(built.executor, TorchExecutor)
+        kept_in = {tensor.dtype for it in built.executor._kv for tensor in (it.keys, it.values)}
+        assert {f"torch.{built.config.kv_dtype}"} == {str(it) for it in kept_in}
+        seed = built.config.identity_seed(b"t")
+        assert (seed.dtype, seed.kv_dtype) == (dtype, built.config.kv_dtype)
+    finally:
+        built.executor.close()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.15)])

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deepflow.v1 import cluster_pb2
+from deepflow.v1 import cluster_pb2, events_pb2
 from services.task_executor.config import TaskExecutorConfig
 from services.task_executor.server import TaskExecutorServer
 from tests.integration.test_task_executor import TOKEN, VOCAB, JobExecutor, folder
@@ -48,6 +48,40 @@ async def fill(je: JobExecutor, first: int) -> list[list[int]]:
     return [tokens[handle] for handle in handles]
 
 
+async def require_that_all_is_seen(server: TaskExecutorServer) -> None:
+    """What the capabilities, a heartbeat and a scrape say of the tiers."""
+    capabilities = server.models._capabilities
+    assert capabilities.kv_dtype == "float32"
+    block_bytes = capabilities.kv_bytes // capabilities.kv_blocks
+    assert (1 << 18) - block_bytes < capabilities.kv_dram_bytes <= 1 << 18
+    assert 0 < capabilities.kv_disk_bytes < DISK_BYTES
+    sizes = [
+        capabilities.kv_bytes - block_bytes,  # one block is nobody's
+        capabilities.kv_dram_bytes,
+        capabilities.kv_disk_bytes,
+    ]
+
+    def is_told() -> bool:
+        beat = events_pb2.Heartbeat()
+        server._fill_load(beat)
+        tiers = beat.load.kv_tiers
+        assert [(it.name, it.bytes) for it in tiers] == [
+            *zip(("device", "dram", "disk"), sizes, strict=True)
+        ]
+        return all(it.kept_bytes and not it.used_bytes for it in tiers)
+
+    await until(is_told, what="every tier to keep something, and nobody to hold any of it")
+    samples = {
+        (metric.name.removeprefix("deepflow_task_executor_"), *sorted(it.labels.values())): it.value
+        for metric in server._metrics.collect()
+        for it in metric.samples
+    }
+    put_away = samples["kv_copies", "device", "dram", "ok"]
+    assert put_away > 0 and samples["kv_copies", "disk", "dram", "ok"] > 0
+    assert samples["kv_missed_tokens",] + samples["kv_hit_tokens", "device"] <= 2 * 12 * 100
+    assert samples["kv_tier_bytes", "disk", "free"] < capabilities.kv_disk_bytes
+
+
 async def test_blocks_are_put_away_and_gone_with_their_engine(
     server: TaskExecutorServer, folder: Path
 ) -> None:
@@ -63,6 +97,7 @@ async def test_blocks_are_put_away_and_gone_with_their_engine(
         assert await fill(je, 101) == answers
         await until(lambda: len(lives()) == 1, what="blocks on disk")
         (first,) = lives()
+        await require_that_all_is_seen(server)
         assert server.engine.process is not None
         psutil.Process(server.engine.process.pid).send_signal(signal.SIGKILL)
         await until(lambda: first not in lives(), what="the next engine to clean up")

@@ -3,8 +3,9 @@
 from typing import Any
 
 from deepflow.cluster_client import ClusterClient
+from deepflow.conflicts import on_the_newest
 from deepflow.deployments import READY, describe_deployment, describe_deployments, find
-from deepflow.errors import Conflict, NotFound
+from deepflow.errors import NotFound
 from deepflow.v1 import cluster_pb2
 from services.gateway.handlers.admin import Desk
 from services.gateway.handlers.admin_cluster import asking_the_manager
@@ -18,8 +19,6 @@ PREFIX = f"{PATH}/"
 SCALE = "/scale"
 
 OK, ACCEPTED = 200, 202
-# A change that met another one is made again on what that left.
-CHANGE_ATTEMPTS = 5
 
 
 class AdminDeployments:
@@ -59,16 +58,14 @@ class AdminDeployments:
         self, name: str, document: dict[str, Any]
     ) -> tuple[cluster_pb2.Deployment | None, cluster_pb2.Deployment]:
         """What it was and what it is. Fields that are not named keep what others made of them."""
-        for attempt in range(1, CHANGE_ATTEMPTS + 1):
+
+        async def change() -> tuple[cluster_pb2.Deployment | None, cluster_pb2.Deployment]:
             former = find(await self._cluster.settled_view(), name)
             asked = read_deployment(document, self._limits, name, former)
-            try:
-                revision = former.revision if former else 0
-                return former, await self._cluster.deploy(asked, revision)
-            except Conflict:
-                if attempt == CHANGE_ATTEMPTS:
-                    raise
-        raise AssertionError("the last attempt returns or raises")
+            revision = former.revision if former else 0
+            return former, await self._cluster.deploy(asked, revision)
+
+        return await on_the_newest(change)
 
     async def _scale(self, exchange: Exchange, name: str) -> None:
         replicas = read_replicas(await self._desk.body(exchange), self._limits)

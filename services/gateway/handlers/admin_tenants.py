@@ -19,6 +19,12 @@ _FIELDS = (
     "allowed_models",
     "weight",
 )
+# What takes a limit away is said where somebody tries null for it.
+_LIMIT_WORDS = "an integer; 0 is no limit, and a field that is left out stays as it is"
+_WORDS = {
+    "allowed_models": "an array of model names; [] is every model, and left out it stays as it is",
+    "weight": f"a number from {names.WEIGHT_MIN:g} to {names.WEIGHT_MAX:g}; 1 is the usual",
+}
 
 
 class AdminTenants:
@@ -39,6 +45,8 @@ class AdminTenants:
 
 
 def _read(field: str, value: Any) -> Any:
+    if value is None:
+        raise values.wrong_type(field, _WORDS.get(field, _LIMIT_WORDS), value)
     if field == "allowed_models":
         if not isinstance(value, list):
             raise values.wrong_type(field, "an array of model names", value)

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, TypeVar
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from deepflow.background import end
 from deepflow.errors import Cancelled, Unavailable
+from deepflow.rpc import Peer
 from deepflow.telemetry import Tracing
 from deepflow.v1 import cluster_pb2 as cluster
 from deepflow.v1 import contexts_pb2 as contexts
@@ -25,6 +27,9 @@ from services.gateway.links.links import Links
 from services.gateway.schema.body import parse_object
 from services.gateway.schema.context_caches import ContextCacheCall, read_context_cache
 
+if TYPE_CHECKING:
+    from deepflow.v1.contexts_pb2_grpc import ContextCacheServiceAsyncStub
+
 PATH = "/v1/context_caches"
 PREFIX = f"{PATH}/"
 
@@ -36,6 +41,8 @@ _STATES = {
     contexts.CONTEXT_STATE_COLD: "cold",
     contexts.CONTEXT_STATE_UNKNOWN: "unknown",
 }
+
+log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
@@ -113,9 +120,7 @@ class ContextCaches:
             is_pinned=call.pin,
             tenant_weight=exchange.caller.tenant.weight,
         )
-        link = await self._links.least_loaded()
-        with link.beside() as peer:
-            stub = ContextCacheServiceStub(peer.channel)
+        async with self._job_executor() as (peer, stub):
             making = peer.call(
                 stub.CreateContextCache, request, timeout_seconds=self._config.job_seconds_max
             )
@@ -124,9 +129,7 @@ class ContextCaches:
     async def _list(self, exchange: Exchange) -> None:
         request = contexts.ListContextCachesRequest(context=self._context(exchange))
         with self._place():
-            link = await self._links.least_loaded()
-            with link.beside() as peer:
-                stub = ContextCacheServiceStub(peer.channel)
+            async with self._job_executor() as (peer, stub):
                 answer = await peer.call(
                     stub.ListContextCaches, request, timeout_seconds=LOOK_SECONDS_MAX
                 )
@@ -136,9 +139,7 @@ class ContextCaches:
         context_id = name_in(exchange, PREFIX)
         request = contexts.GetContextCacheRequest(context=self._context(exchange), id=context_id)
         with self._place():
-            link = await self._links.least_loaded()
-            with link.beside() as peer:
-                stub = ContextCacheServiceStub(peer.channel)
+            async with self._job_executor() as (peer, stub):
                 answer = await peer.call(
                     stub.GetContextCache, request, timeout_seconds=LOOK_SECONDS_MAX
                 )
@@ -148,9 +149,7 @@ class ContextCaches:
         context_id = name_in(exchange, PREFIX)
         request = contexts.DeleteContextCacheRequest(context=self._context(exchange), id=context_id)
         with self._place():
-            link = await self._links.least_loaded()
-            with link.beside() as peer:
-                stub = ContextCacheServiceStub(peer.channel)
+            async with self._job_executor() as (peer, stub):
                 await peer.call(stub.DeleteContextCache, request, timeout_seconds=LOOK_SECONDS_MAX)
         gone = {"id": context_id, "object": "context_cache", "deleted": True}
         await exchange.respond_json(gone)
@@ -163,6 +162,19 @@ class ContextCaches:
     ) -> types.WorkContext:
         tenant = exchange.caller.tenant.name
         return work_context(exchange.request_id, trace, seconds_max, tenant)
+
+    @contextlib.asynccontextmanager
+    async def _job_executor(self) -> AsyncIterator[tuple[Peer, "ContextCacheServiceAsyncStub"]]:
+        """Any of them. What gRPC says of one that went away names addresses: not for clients."""
+        link = await self._links.least_loaded()
+        with link.beside() as peer:
+            try:
+                yield peer, ContextCacheServiceStub(peer.channel)
+            except Unavailable as error:
+                if error.reason != Unavailable.default_reason:
+                    raise
+                log.info("a job executor went away: %s", error)
+                raise _lost() from error
 
     @contextlib.contextmanager
     def _place(self) -> Iterator[None]:
@@ -214,13 +226,17 @@ async def _while_client_waits(exchange: Exchange, work: Coroutine[Any, Any, Answ
         if not working.done():
             raise Cancelled("the client closed the connection")
         if working.cancelled():  # its channel was closed: the job executor is being replaced
-            raise Unavailable(
-                "the job executor went away; try again",
-                reason="job_executor_lost",
-                retry_after_seconds=RETRY_AFTER_SECONDS,
-            )
+            raise _lost()
         return await working
     finally:
         await end(leaving)
         working.cancel()
         await asyncio.wait((working,))
+
+
+def _lost() -> Unavailable:
+    return Unavailable(
+        "the job executor went away; try again",
+        reason="job_executor_lost",
+        retry_after_seconds=RETRY_AFTER_SECONDS,
+    )

@@ -68,7 +68,7 @@ class Keepers:
             raise _lost(task_executor_id) from error
 
     async def drop(self, cache_salt: bytes, context_id: str) -> None:
-        """Everywhere. Who does not hear of it forgets it when its time is up."""
+        """Everywhere. Who does not hear of it is told when he is back (see orphans.py)."""
         request = contexts_pb2.DropContextRequest(context_id=context_id, cache_salt=cache_salt)
 
         async def drop_at(link: TaskExecutorLink) -> None:
@@ -85,19 +85,8 @@ class Keepers:
     async def kept(self, cache_salt: bytes) -> Kept:
         """Of one tenant, on all task executors together."""
         request = contexts_pb2.ListKeptContextsRequest(cache_salt=cache_salt)
-
-        async def ask(link: TaskExecutorLink) -> contexts_pb2.ListKeptContextsResponse | None:
-            stub = ContextKeeperServiceStub(link.peer.channel)
-            try:
-                return await link.peer.call(
-                    stub.ListKeptContexts, request, timeout_seconds=ASK_SECONDS
-                )
-            except DeepFlowError as error:
-                log.info("task executor %s does not say what it keeps: %s", link.id, error)
-                return None
-
         live = self._live
-        answers = await asyncio.gather(*(ask(link) for link in live))
+        answers = await asyncio.gather(*(self._ask(link, request) for link in live))
         bytes_by_id: defaultdict[str, int] = defaultdict(int)
         for link, answer in zip(live, answers, strict=True):
             for context in answer.contexts if answer is not None else ():
@@ -105,6 +94,32 @@ class Keepers:
                 if context.kv_bytes or context.num_tokens < link.capacity.block_size:
                     bytes_by_id[context.context_id] += context.kv_bytes
         return Kept(dict(bytes_by_id), all(answer is not None for answer in answers))
+
+    async def kept_of_everybody(
+        self, task_executor_ids: set[str] | None
+    ) -> dict[str, set[tuple[bytes, str]]]:
+        """Salts and ids of all tenants' contexts, by who keeps them; None asks all who are there.
+
+        Who does not answer is left out.
+        """
+        request = contexts_pb2.ListKeptContextsRequest(every_tenant=True)
+        asked = [it for it in self._live if task_executor_ids is None or it.id in task_executor_ids]
+        answers = await asyncio.gather(*(self._ask(link, request) for link in asked))
+        return {
+            link.id: {(it.cache_salt, it.context_id) for it in answer.contexts}
+            for link, answer in zip(asked, answers, strict=True)
+            if answer is not None
+        }
+
+    async def _ask(
+        self, link: TaskExecutorLink, request: contexts_pb2.ListKeptContextsRequest
+    ) -> contexts_pb2.ListKeptContextsResponse | None:
+        stub = ContextKeeperServiceStub(link.peer.channel)
+        try:
+            return await link.peer.call(stub.ListKeptContexts, request, timeout_seconds=ASK_SECONDS)
+        except DeepFlowError as error:
+            log.info("task executor %s does not say what it keeps: %s", link.id, error)
+            return None
 
     def _find(self, task_executor_id: str) -> TaskExecutorLink | None:
         return next((link for link in self._links if link.id == task_executor_id), None)

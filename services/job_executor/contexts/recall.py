@@ -121,15 +121,11 @@ class Contexts:
         except NotFound:
             self._forget(key)
             raise
-        except DeepFlowError as error:
+        except Unavailable as error:
             known = self._known.get(key)
             if known is None:
-                raise Unavailable(
-                    f"context caches cannot be looked up right now: {error}",
-                    param=rules.ID_PARAM,
-                    reason="context_store_unavailable",
-                    retry_after_seconds=rules.RETRY_SECONDS,
-                ) from error
+                error.param = rules.ID_PARAM
+                raise
             found = known
         if not rules.is_alive(found.record, clock.unix_ms()):
             self._forget(key)

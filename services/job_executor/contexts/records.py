@@ -4,19 +4,26 @@ contexts/<salt>/<id>          a ContextRecord
 context-contents/<salt>/<id>  its content, which is written after it and deleted before it
 """
 
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
 from google.protobuf.message import DecodeError
 
-from deepflow.errors import Unavailable
+from deepflow.errors import DeadlineExceeded, Unavailable
 from deepflow.rpc import Peer
 from deepflow.v1 import contexts_pb2, store_pb2
 from deepflow.v1.store_pb2_grpc import RecordStoreServiceStub
+from services.job_executor.contexts import rules
 
 CONTEXTS, CONTENTS = "contexts/", "context-contents/"
 CALL_SECONDS = 3.0
 
+log = logging.getLogger(__name__)
+
 
 class ContextRecords:
-    """Raises DeepFlowError; Unavailable where the store cannot be asked, never "there is none"."""
+    """Raises Unavailable where the store cannot be asked, never "there is none"."""
 
     def __init__(self, store: Peer) -> None:
         self._store = store
@@ -61,25 +68,31 @@ class ContextRecords:
 
     async def _put(self, key: str, value: bytes) -> None:
         request = store_pb2.PutRecordRequest(key=key, value=value)
-        await self._store.call(
-            self._stub.Put, request, timeout_seconds=CALL_SECONDS, idempotent=True
-        )
+        await self._ask(self._stub.Put, request, idempotent=True)
 
     async def _get(self, key: str) -> bytes | None:
-        request = store_pb2.GetRecordRequest(key=key)
-        reply = await self._store.call(self._stub.Get, request, timeout_seconds=CALL_SECONDS)
+        reply = await self._ask(self._stub.Get, store_pb2.GetRecordRequest(key=key))
         return reply.record.value if reply.HasField("record") else None
 
     async def _list(self, prefix: str) -> list[tuple[str, contexts_pb2.ContextRecord]]:
-        request = store_pb2.ListRecordsRequest(prefix=prefix)
-        reply = await self._store.call(self._stub.List, request, timeout_seconds=CALL_SECONDS)
+        reply = await self._ask(self._stub.List, store_pb2.ListRecordsRequest(prefix=prefix))
         return [(it.key, _parse(it.value)) for it in reply.records]
 
     async def _delete(self, key: str) -> None:
         request = store_pb2.DeleteRecordRequest(key=key)
-        await self._store.call(
-            self._stub.Delete, request, timeout_seconds=CALL_SECONDS, idempotent=True
-        )
+        await self._ask(self._stub.Delete, request, idempotent=True)
+
+    async def _ask(
+        self, method: Callable[..., Awaitable[Any]], request: Any, *, idempotent: bool = False
+    ) -> Any:
+        """What gRPC says of a store that is away names addresses, and may reach a client."""
+        try:
+            return await self._store.call(
+                method, request, timeout_seconds=CALL_SECONDS, idempotent=idempotent
+            )
+        except (Unavailable, DeadlineExceeded) as error:
+            log.info("context caches cannot be looked up: %s", error)
+            raise _away("context caches cannot be looked up right now") from error
 
 
 def _key(space: str, cache_salt: bytes, context_id: str) -> str:
@@ -94,6 +107,10 @@ def _parse(value: bytes) -> contexts_pb2.ContextRecord:
 
 
 def _damaged(error: DecodeError) -> Unavailable:
+    return _away(f"a record of a context cache is damaged: {error}")
+
+
+def _away(why: str) -> Unavailable:
     return Unavailable(
-        f"a record of a context cache is damaged: {error}", reason="context_store_unavailable"
+        why, reason="context_store_unavailable", retry_after_seconds=rules.RETRY_SECONDS
     )

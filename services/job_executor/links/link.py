@@ -62,8 +62,10 @@ class TaskExecutorLink:
         hello: tasks_pb2.TasksHello,
         receive: Receive,
         on_room: Callable[[], None],
+        on_live: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`on_room` is told whenever there may be room for one task more."""
+        """`on_room` is told whenever there may be room for one task more, `on_live` by its id that
+        it can be asked from now on."""
         self.member = member
         self.incarnation = member.incarnation
         self.is_live = False
@@ -75,6 +77,7 @@ class TaskExecutorLink:
         self._free_blocks: int | None = None  # by its last heartbeat
         self._unstarted = Unstarted()
         self._on_room = on_room
+        self._on_live = on_live
         self._peer = Peer(member.address, token)
         self._hello = hello
         self._receive = receive
@@ -203,6 +206,7 @@ class TaskExecutorLink:
         self.is_live = True
         self.settled.set()
         self._on_room()
+        self._on_live(self.id)
 
     async def _read(self, call: Any) -> None:
         receive, tasks = self._receive, self.tasks

@@ -30,7 +30,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     ttft_seconds: float = 0.0
     model_revision: str = ""
     adapter: str = ""
-    kv_dtype: str = ""
+    dtype: str = ""  # what the linears compute in
+    kv_dtype: str = ""  # what KV is kept in; another one where the linears are int8
     kv_layout: str = ""
     has_logits: bool = True  # an emulated device has none, so nothing can be said about them
     # For people: what the model holds of its device's memory.
@@ -63,11 +64,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
                 )
 
     @property
-    def dtype(self) -> str:
-        """Of the weights too: both are computed with in one."""
-        return self.kv_dtype
-
-    @property
     def runs_ahead(self) -> bool:
         """Whether a token may be planned before the one in front of it is known. Not in a
         pipeline: its first stage would need that one before its last has drawn it."""
@@ -90,6 +86,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             model_revision=self.model_revision,
             adapter=self.adapter,
             block_size=self.block_size,
+            dtype=self.dtype,
             kv_dtype=self.kv_dtype,
             kv_layout=self.kv_layout,
             tenant_salt=tenant_salt,

@@ -43,9 +43,7 @@ class ContextKeeper:
         elif isinstance(message, DropContext):
             self._drop(message, now)
         else:
-            contexts = self._cache.list_contexts(message.cache_salt, now)
-            facts = [self._facts(it, now) for it in contexts]
-            self._answers.append(ContextAnswer(message.handle, facts))
+            self._answers.append(ContextAnswer(message.handle, self._list(message, now)))
 
     def resolve(self, message: Submit, now: float) -> Submit | None:
         """With the context's tokens in front; None, and refused, where there is no such context."""
@@ -78,12 +76,26 @@ class ContextKeeper:
         self._scheduler.submit(submit, now=now)
 
     def _drop(self, message: DropContext, now: float) -> None:
-        if self._cache.match_by_id(message.cache_salt, message.context_id, now) is None:
+        """Also one that is being computed, or it would come back."""
+        name = (message.cache_salt, message.context_id)
+        computing = [
+            handle
+            for handle, it in self._computing.items()
+            if (it.cache_salt, it.context_id) == name
+        ]
+        if not computing and self._cache.match_by_id(*name, now) is None:
             why = f"there is no context {message.context_id[:ID_LENGTH_MAX]!r}"
             self._refuse(message.handle, why, invalid=True, param=PARAM)
             return
-        self._cache.drop_context(message.cache_salt, message.context_id)
+        self._scheduler.cancel(computing)
+        self._cache.drop_context(*name)
         self._answers.append(ContextAnswer(message.handle, []))
+
+    def _list(self, message: ListContexts, now: float) -> list[ContextFacts]:
+        if message.is_every_tenant:  # to count the bytes of all would hold up a step
+            return [self._facts(it, now, 0) for it in self._cache.list_all_contexts(now)]
+        contexts = self._cache.list_contexts(message.cache_salt, now)
+        return [self._facts(it, now, self._bytes_of(it)) for it in contexts]
 
     def _without_own(self, output: StepOutput, now: float) -> StepOutput:
         own = set(self._computing)
@@ -109,7 +121,7 @@ class ContextKeeper:
         except ContextsFull as error:
             self._refuse(message.handle, str(error), busy=True)
             return
-        facts = self._facts(context, now)
+        facts = self._facts(context, now, self._bytes_of(context))
         self._answers.append(
             ContextAnswer(message.handle, [facts], cached_tokens=end.cached_tokens)
         )
@@ -122,14 +134,18 @@ class ContextKeeper:
         expires = now + message.ttl_seconds
         return Context(message.context_id, message.cache_salt, tokens, chain, expires)
 
-    def _facts(self, context: Context, now: float) -> ContextFacts:
+    def _bytes_of(self, context: Context) -> int:
         config = self._config
+        return self._cache.blocks_of(context) * (config.kv_bytes // config.kv_blocks)
+
+    def _facts(self, context: Context, now: float, bytes_used: int) -> ContextFacts:
         return ContextFacts(
             context_id=context.context_id,
             num_tokens=len(context.token_ids),
-            bytes_used=self._cache.blocks_of(context) * (config.kv_bytes // config.kv_blocks),
+            bytes_used=bytes_used,
             seconds_left=max(0.0, context.expires - now),
             is_pinned=context.is_pinned,
+            cache_salt=context.cache_salt,
         )
 
     def _refuse(

@@ -20,6 +20,7 @@ from services.task_executor.flowserve.grammar.grammars import Grammars
 from services.task_executor.flowserve.grammar.held import HeldSequences
 from services.task_executor.flowserve.grammar.sources import GrammarError
 from services.task_executor.flowserve.grammar.waiting import GrammarsBusy
+from services.task_executor.flowserve.kv_reporter import KvReporter
 from services.task_executor.flowserve.messages import (
     Cancel,
     ContextRequest,
@@ -41,10 +42,10 @@ from services.task_executor.flowserve.step_timing import StepTimePredictor
 from services.task_executor.flowserve.step_trace import StepSpan, StepTrace
 from services.task_executor.flowserve.tiers.build import Tiers
 
-# How long before the running step will probably end the next one is planned: planning takes a
-# fraction of a millisecond, and no prediction is exact.
-AHEAD_SECONDS_MIN = 0.002
-AHEAD_SHARE = 0.1  # of the step's predicted time
+# How long before the running step can end the next one is planned: planning takes a fraction of a
+# millisecond, but a busy host may wake us late, and then the device stands still.
+AHEAD_SECONDS_MIN = 0.005
+AHEAD_SHARE = 0.1  # of the least time that such a step takes
 
 
 class Master:
@@ -71,6 +72,7 @@ class Master:
         self._tiers = tiers
         self._scheduler = Scheduler(config, self.cache)
         self._contexts = ContextKeeper(config, self.cache, self._scheduler)
+        self._kv_reporter = KvReporter(self.cache)
         self.prefetch = self._scheduler.prefetch
         if tiers is not None:
             self.prefetch.costs = tiers.costs.read()
@@ -108,7 +110,7 @@ class Master:
         if self._runner.is_ready:
             return 0.0
         if not self._may_plan:
-            return None
+            return self._seconds_to_stall if self._is_stuck else None
         return max(0.0, self._plan_at - self._monotonic()) if self._running else 0.0
 
     def obey(self, message: Submit | Cancel | ContextRequest) -> None:
@@ -129,8 +131,15 @@ class Master:
         else:
             self._submit_with_grammar(message, message.sampling.grammar)
 
+    @property
+    def _seconds_to_stall(self) -> float | None:
+        at = self.prefetch.watch.stalls_at
+        return None if at is None else max(0.0, at - self._monotonic())
+
     def step(self) -> StepOutput | None:
         """Plan, run, take in, report. None where nothing has happened since the last call."""
+        if self._is_stuck and self._seconds_to_stall == 0.0:
+            self._is_stuck = False
         self._take_grammars()
         self._take_copies()
         if self._may_plan and (not self._running or self._monotonic() >= self._plan_at):
@@ -221,13 +230,26 @@ class Master:
                 self._grammars.forgo(grammar)
 
     def _take_output(self) -> StepOutput | None:
+        now = self._monotonic()
         output = self._scheduler.take_output()
         if output is not None and self._grammars is not None:
             for finished in output.finished:
                 self._grammars.unpin(finished.handle)
             if timings := self._grammars.take_timings():
                 output = msgspec.structs.replace(output, grammars=timings)
-        return self._contexts.take(output, self._monotonic())
+        return self._with_kv_report(self._contexts.take(output, now), now)
+
+    def _with_kv_report(self, output: StepOutput | None, now: float) -> StepOutput | None:
+        """Copies go on after the last answer: their end is told without one."""
+        is_quiet = not self._scheduler.has_work and not self.cache.num_copying
+        if output is None and (self._tiers is None or not is_quiet):
+            return None
+        report = self._kv_reporter.take(now, is_quiet=is_quiet)
+        if report is None:
+            return output
+        output = output or self._scheduler.take_output(is_forced=True)
+        assert output is not None
+        return msgspec.structs.replace(output, kv=report)
 
     @property
     def _may_plan(self) -> bool:
@@ -242,7 +264,9 @@ class Master:
             return
         if self.trace is not None:
             during = (started, self._monotonic())
-            self._spans.append(StepSpan(plan.step, len(plan.rows), plan.num_tokens, during))
+            contexts = [a + b for a, b in zip(plan.starts, plan.counts, strict=True)]
+            span = StepSpan(plan.step, len(plan.rows), plan.num_tokens, during, contexts=contexts)
+            self._spans.append(span)
         self._running.append(plan)
         if len(self._running) == 1:
             self._begin()
@@ -254,7 +278,8 @@ class Master:
         plan = self._running[0]
         predicted = self._timing.predict(plan.num_tokens)
         self._began = self._monotonic()
-        self._plan_at = self._began + predicted - max(AHEAD_SECONDS_MIN, AHEAD_SHARE * predicted)
+        least = self._timing.least(plan.num_tokens)
+        self._plan_at = self._began + least - max(AHEAD_SECONDS_MIN, AHEAD_SHARE * least)
         if not self.config.runs_ahead:  # the first stage of a pipeline is free long before
             self._plan_at = self._began
         if self._clock is not None:

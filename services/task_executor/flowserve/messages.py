@@ -63,6 +63,7 @@ class DropContext(msgspec.Struct, frozen=True, tag="drop_context"):
 class ListContexts(msgspec.Struct, frozen=True, tag="list_contexts"):
     handle: int
     cache_salt: bytes = b""
+    is_every_tenant: bool = False  # of all salts, without their bytes
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
@@ -90,12 +91,16 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     dtype: str = ""
     weight_bytes: int = 0
     kv_bytes: int = 0
-    # With block_size and dtype: what the identities of its blocks begin from.
+    # With block_size, dtype and kv_dtype: what the identities of its blocks begin from.
     model_revision: str = ""
     kv_layout: str = ""
     max_step_tokens: int = 0
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
+    kv_dtype: str = ""
+    # Of the tiers behind the device, each block as large as one of the device's; 0 = no such tier.
+    kv_dram_blocks: int = 0
+    kv_disk_blocks: int = 0
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
@@ -190,6 +195,7 @@ class ContextFacts(msgspec.Struct, frozen=True, array_like=True):
     bytes_used: int  # of its whole blocks, in all tiers together
     seconds_left: float
     is_pinned: bool
+    cache_salt: bytes = b""
 
 
 class ContextAnswer(msgspec.Struct, frozen=True, array_like=True):
@@ -202,6 +208,30 @@ class ContextAnswer(msgspec.Struct, frozen=True, array_like=True):
     param: str = ""
     busy: bool = False  # there is no room now
     cached_tokens: int = 0  # of a context that was kept, what need not be computed
+
+
+class TierReport(msgspec.Struct, frozen=True, array_like=True):
+    used_blocks: int  # that sequences, pinned contexts and copies hold
+    kept_blocks: int  # that nobody holds, and that can be found again
+    hit_tokens: int
+
+
+class CopyCount(msgspec.Struct, frozen=True, array_like=True):
+    source: int  # tiers, the nearest to the model is 0
+    target: int
+    is_good: bool
+    count: int
+
+
+class KvReport(msgspec.Struct, frozen=True, array_like=True):
+    """How the cache stands, and what it did since the model was loaded."""
+
+    tiers: list[TierReport]  # the device, the host's memory, its disk
+    missed_tokens: int
+    fetches: int  # sequences for which KV was fetched from a farther tier
+    computes: int  # those for which computing it was thought quicker
+    copies: list[CopyCount]
+    fetch_waits: list[float] = []  # seconds that sequences waited for it, since the last report
 
 
 class StepOutput(msgspec.Struct, frozen=True, tag="step"):
@@ -226,6 +256,7 @@ class StepOutput(msgspec.Struct, frozen=True, tag="step"):
     preemptions: int = 0  # sequences that went back to the queue
     grammars: list[GrammarDone] = []
     contexts: list[ContextAnswer] = []
+    kv: KvReport | None = None  # now and then
 
 
 FromEngine = Progress | Loaded | LoadFailed | Unloaded | StepOutput

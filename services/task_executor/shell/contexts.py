@@ -87,7 +87,8 @@ class ContextDesk(ContextKeeperServiceServicer):
     ) -> contexts_pb2.ListKeptContextsResponse:
         if not self._engine.deployment:
             return contexts_pb2.ListKeptContextsResponse()
-        answer = await self._ask(ListContexts(self._new_handle(), request.cache_salt))
+        handle = self._new_handle()
+        answer = await self._ask(ListContexts(handle, request.cache_salt, request.every_tenant))
         return contexts_pb2.ListKeptContextsResponse(contexts=map(_to_proto, answer.contexts))
 
     async def _ask(self, message: ContextRequest) -> ContextAnswer:
@@ -146,4 +147,5 @@ def _to_proto(facts: ContextFacts) -> contexts_pb2.KeptContext:
         kv_bytes=facts.bytes_used,
         seconds_left=facts.seconds_left,
         is_pinned=facts.is_pinned,
+        cache_salt=facts.cache_salt,
     )

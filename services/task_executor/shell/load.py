@@ -6,6 +6,7 @@ from deepflow import clock
 from deepflow.v1 import events_pb2
 from services.task_executor.flowserve.messages import Loaded, StepOutput
 from services.task_executor.shell.histogram import Histogram
+from services.task_executor.shell.kv_meter import KvMeter
 from services.task_executor.shell.running_task import Beginning
 
 _STEP_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -30,6 +31,7 @@ class LoadMeter:
         self.queue_times = Histogram(*_WAIT_SECONDS)
         self.prefill_times = Histogram(*_WAIT_SECONDS)
         self.grammar_times = Histogram(*_GRAMMAR_SECONDS)
+        self.kv = KvMeter()
         self.deployment = ""
         self._step = 0
         self._last: StepOutput | None = None
@@ -50,6 +52,8 @@ class LoadMeter:
         for grammar in output.grammars:
             self.grammars["compiled" if grammar.is_good else "refused"] += 1
             self.grammar_times.observe(grammar.seconds)
+        if output.kv is not None:
+            self.kv.add(output.kv)
         self._last = output
 
     def _add_finished(self, output: StepOutput) -> None:
@@ -68,10 +72,17 @@ class LoadMeter:
         self.deployment = loaded.deployment
         # The trash block is nobody's; an encoder has none at all.
         self._total_blocks = max(0, loaded.kv_blocks - 1)
+        self.kv.loaded(loaded)
 
     def engine_lost(self) -> None:
         self.engines_lost += 1
+        self.unloaded()
+
+    def unloaded(self) -> None:
+        """What was held is held no more; what was counted stays counted."""
         self.deployment = ""
+        self._total_blocks = 0
+        self.kv.lost()
         self._last, self._step = None, 0
 
     @property
@@ -101,6 +112,7 @@ class LoadMeter:
         load.total_blocks = self._total_blocks
         load.step_milliseconds = self.step_seconds * 1000
         load.tokens_per_second = self._take_rate()
+        self.kv.fill(load)
 
     def _take_rate(self) -> float:
         """Tokens per second since the last heartbeat."""

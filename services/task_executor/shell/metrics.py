@@ -6,6 +6,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from services.task_executor.shell.kv_metrics import kv_metrics
 from services.task_executor.shell.load import LoadMeter
 
 PREFIX = "deepflow_task_executor_"
@@ -26,6 +27,7 @@ class ShellMetrics(Collector):
         yield from self._counters()
         yield from self._gauges()
         yield from self._times()
+        yield from kv_metrics(PREFIX, self._meter.kv)
 
     def _counters(self) -> Iterable[Metric]:
         meter = self._meter

@@ -93,6 +93,7 @@ def to_load(
 def to_capabilities(
     loaded: Loaded, device: str, step_seconds: dict[str, float]
 ) -> cluster_pb2.Capabilities:
+    block_bytes = loaded.kv_bytes // loaded.kv_blocks if loaded.kv_blocks else 0
     return cluster_pb2.Capabilities(
         device=device,
         block_size=loaded.block_size,
@@ -107,6 +108,9 @@ def to_capabilities(
         max_step_tokens=loaded.max_step_tokens,
         tensor_parallel=loaded.tensor_parallel,
         pipeline_parallel=loaded.pipeline_parallel,
+        kv_dtype=loaded.kv_dtype,
+        kv_dram_bytes=loaded.kv_dram_blocks * block_bytes,
+        kv_disk_bytes=loaded.kv_disk_blocks * block_bytes,
         step_seconds=step_seconds,
     )
 

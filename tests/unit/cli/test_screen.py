@@ -150,8 +150,14 @@ def test_load_in_words() -> None:
         "total_blocks": 10,
         "free_blocks": 4,
         "tokens_per_second": 99.6,
+        "kv_tiers": [],
     }
     assert load_words(load) == "2 running, 1 waiting, 6/10 blocks, 100 tokens/s"
+    sizes = {"bytes": 4 << 30, "used_bytes": 1 << 20, "kept_bytes": 1 << 30}
+    tiers = [{"name": name, **sizes} for name in ("device", "dram", "disk")]
+    assert load_words(load | {"kv_tiers": tiers, "tokens_per_second": 0.0}) == (
+        "2 running, 1 waiting, 6/10 blocks, dram 1.00 GiB of 4.00 GiB, disk 1.00 GiB of 4.00 GiB"
+    )
     assert load_words(None) == ""
 
 

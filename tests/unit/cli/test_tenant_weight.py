@@ -15,11 +15,18 @@ from deepflow.v1 import access_pb2
 WRONG = ["0", "-1", "100.5", "nan", "inf"]
 
 
+@pytest.mark.parametrize("verb", [["create"], ["limits", "shop"]])
 @pytest.mark.parametrize("weight", WRONG)
-def test_a_wrong_weight_is_said_before_anything_is_asked(weight: str) -> None:
-    result = CliRunner().invoke(app, ["keys", "create", f"--weight={weight}"])
+def test_a_wrong_weight_is_said_before_anything_is_asked(weight: str, verb: list[str]) -> None:
+    result = CliRunner().invoke(app, ["keys", *verb, f"--weight={weight}"])
     assert result.exit_code == EXIT_BAD_OPTION
     assert "--weight must be from 0.01 to 100" in result.stderr
+
+
+def test_limits_ask_what_to_change() -> None:
+    result = CliRunner().invoke(app, ["keys", "limits", "shop"])
+    assert result.exit_code == EXIT_BAD_OPTION
+    assert "say what to change: --rpm, --tpm" in result.stderr
 
 
 @pytest.mark.parametrize("weight", WRONG[1:])

@@ -43,6 +43,7 @@ class Harness:
     ) -> None:
         self.depth = depth
         self.is_late = is_late
+        self.now = 0.0
         self.copies_beside = 0  # that end before the steps under way are answered
         self.under_way: deque[StepPlan | StepResult | DeviceFault] = deque()
         self.config = config or make_config()
@@ -93,8 +94,8 @@ class Harness:
 
     def step(self) -> StepPlan | None:
         """One step and everything that must hold after it; answers the plan."""
-        self.scheduler.finish_copies(self.mover.take_done())
-        plan = self.scheduler.plan()
+        self.scheduler.finish_copies(self.mover.take_done(), self.now)
+        plan = self.scheduler.plan(self.now)
         self.mover.submit(self.scheduler.take_copies())
         self.mover.finish(self.copies_beside)
         if plan is not None:

@@ -114,6 +114,18 @@ def test_tenants_have_names_of_their_own(stand: Stand) -> None:
     assert stand.listed(b"one") == ["manual"]
 
 
+def test_all_tenants_contexts_can_be_listed_with_their_salts(stand: Stand) -> None:
+    for salt in (b"one", b"two"):
+        stand.keep(salt=salt)
+    stand.handles += 1
+    facts = stand.ask(ListContexts(stand.handles, is_every_tenant=True)).contexts
+    rows = sorted((it.cache_salt, it.context_id, it.bytes_used) for it in facts)
+    assert rows == [(b"one", "manual", 0), (b"two", "manual", 0)]
+    stand.now += 60.0
+    stand.handles += 1
+    assert not stand.ask(ListContexts(stand.handles, is_every_tenant=True)).contexts
+
+
 def test_it_goes_when_its_time_is_over(stand: Stand) -> None:
     stand.keep(ttl=30.0)
     stand.now += 29.0
@@ -204,3 +216,14 @@ def test_one_that_is_cancelled_is_not_kept(stand: Stand) -> None:
     stand.run()
     (answer,) = [answer for it in stand.outputs for answer in it.contexts]
     assert "cancelled" in answer.message and stand.listed() == []
+
+
+def test_one_that_is_dropped_while_it_is_computed_does_not_come_back(stand: Stand) -> None:
+    stand.master.obey(KeepContext(7, "manual", TOKENS, 60.0))
+    stand.master.obey(KeepContext(8, "manual", TOKENS, 60.0, b"somebody else"))
+    stand.master.obey(DropContext(9, "manual"))
+    stand.run()
+    answers = {answer.handle: answer for it in stand.outputs for answer in it.contexts}
+    assert "cancelled" in answers[7].message
+    assert not answers[8].message and not answers[9].message
+    assert stand.listed() == [] and stand.listed(b"somebody else") == ["manual"]

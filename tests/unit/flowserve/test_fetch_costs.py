@@ -81,7 +81,7 @@ def test_computing_that_was_chosen_too_often_is_found_out() -> None:
         costs.relent()
         turns += 1
     assert turns < 1000
-    costs.observe_copy(Tier.DRAM, 1e-6)
+    costs.observe_copies(Tier.DRAM, 1, 1e-6)
 
 
 @given(
@@ -121,7 +121,7 @@ def test_no_price_is_below_zero(points: list[tuple[float, float]]) -> None:
 
 def test_what_was_learnt_is_known_in_the_next_life(tmp_path: Path) -> None:
     costs = learn(2e-3, 1e-4, 1e-7, least=4e-3)
-    costs.observe_copy(Tier.DRAM, 1e-4)
+    costs.observe_copies(Tier.DRAM, 1, 1e-4)
     file = CostFile(tmp_path, make_config(), "cpu")
     assert file.read().record() == FetchCosts().record()
     file.write(costs)
@@ -149,3 +149,47 @@ def test_old_files_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for size in range(4, 10):
         CostFile(tmp_path, make_config(block_size=size), "cpu").write(FetchCosts())
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_copies_that_are_held_up_now_and_then_make_fetching_no_bargain() -> None:
+    """What is cut off as an outlier, somebody waited for all the same: both prices together are
+    right, or a little too high."""
+    costs = FetchCosts()
+    expected = []
+    for number in range(400):
+        expected.append(costs.fetch_seconds({Tier.DRAM: 10}))
+        seconds = 1.0 if number % 4 == 3 else 0.010
+        priced = costs.observe_copies(Tier.DRAM, 10, seconds)
+        costs.observe_wait(seconds - priced)
+    mean = 0.75 * 0.010 + 0.25 * 1.0
+    assert 0.95 * mean < sum(expected[100:]) / 300 < 1.3 * mean
+
+
+def test_blocks_that_are_copied_in_bursts_cost_their_mean() -> None:
+    """One in eight takes all of the time: an emulated link sleeps so, and a busy host is alike."""
+    costs = FetchCosts()
+    for _ in range(50):
+        costs.observe_copies(Tier.DRAM, 16, 14 * 3e-6 + 2 * 320e-6)
+    mean = (14 * 3e-6 + 2 * 320e-6) / 16
+    assert costs.block_seconds[Tier.DRAM] == pytest.approx(mean)
+
+
+def test_waiting_never_costs_less_than_nothing() -> None:
+    costs = FetchCosts()
+    costs.observe_wait(-1.0)
+    assert costs.wait_seconds == 0.0
+
+
+def test_small_steps_that_were_held_up_do_not_make_tokens_cheap() -> None:
+    """Seldom ones of a busy host would otherwise look like steps that are long for few tokens."""
+    costs = FetchCosts()
+    for number in range(200):
+        tokens = (16, 64, 128, 400, 800)[number % 5]
+        seconds = max(0.003, tokens * 1e-5)
+        if number % 7 == 3:
+            seconds += 0.006
+        costs.observe_step(tokens, tokens, tokens * tokens // 2, seconds)
+    cheap, dear = (
+        costs.compute_seconds(Computing(0, count, 8, 2048)) or 0.0 for count in (392, 792)
+    )
+    assert 1.5 * cheap < dear

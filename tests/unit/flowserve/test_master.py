@@ -118,6 +118,17 @@ def test_steps_are_predicted_from_steps_of_their_size() -> None:
     assert timing.predict(4096) == pytest.approx(0.4)
 
 
+def test_a_step_that_was_held_up_does_not_change_the_least_that_one_takes() -> None:
+    timing = StepTimePredictor()
+    assert timing.least(64) == 0.0
+    for seconds in (0.012, 0.01, 0.5):
+        timing.observe(64, seconds)
+    assert 0.01 <= timing.least(64) < 0.021 < timing.predict(64)
+    for _ in range(500):  # steps that have become slower for good are believed in the end
+        timing.observe(64, 0.05)
+    assert timing.least(64) == pytest.approx(0.05, rel=0.01)
+
+
 def test_the_library_answers_every_prompt_in_order() -> None:
     prompts = [[1, 2, 3], [], [4] * 20, [5, POISON]]
     with FlowServe.over(make_config(), make_executor()) as engine:

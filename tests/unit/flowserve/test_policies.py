@@ -15,7 +15,7 @@ from services.task_executor.flowserve.scheduler.policies.slo import (
     STRETCH_MAX,
     Slo,
 )
-from services.task_executor.flowserve.scheduler.policies.step_cost import StepCost
+from services.task_executor.flowserve.scheduler.policies.step_cost import LOOK_TOKENS, StepCost
 from tests.unit.flowserve.fingerprint_executor import answer_alone
 from tests.unit.flowserve.harness import Harness, make_config
 
@@ -45,7 +45,23 @@ def test_nobody_decodes_so_a_prompt_takes_all_the_room() -> None:
 
 
 def test_before_anything_is_known_chunks_are_small() -> None:
-    assert Slo().prefill_tokens(demand()) == CHUNK_FIRST
+    policy = Slo()
+    assert policy.prefill_tokens(demand()) == LOOK_TOKENS
+    policy.observe(8, LOOK_TOKENS, seconds_of(8, LOOK_TOKENS))
+    assert policy.prefill_tokens(demand()) == CHUNK_FIRST
+
+
+def test_prompts_that_never_cease_do_not_pay_for_the_decoding_beside_them() -> None:
+    """Many came to decode while prompts were read, so that nobody saw them decode alone."""
+    policy, decode_seconds = Slo(), 0.032
+    policy.observe(1, 0, 0.005)
+    chunks: list[int] = []
+    for _ in range(200):
+        chunks.append(policy.prefill_tokens(demand(decoding=32)))
+        policy.observe(32, chunks[-1], decode_seconds + TOKEN_SECONDS * chunks[-1])
+    fair = (STRETCH - 1) * decode_seconds / TOKEN_SECONDS
+    assert sorted(chunks[-66:])[33] == pytest.approx(fair, abs=2)
+    assert chunks[-66:].count(LOOK_TOKENS) <= 2
 
 
 @pytest.mark.parametrize("tpot", [0.0, 0.030, 0.100])

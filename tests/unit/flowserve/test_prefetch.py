@@ -2,7 +2,9 @@
 
 import pytest
 
+from services.task_executor.flowserve.rtc.cache import ARRIVING_SHARE
 from services.task_executor.flowserve.rtc.copies import Tier
+from services.task_executor.flowserve.scheduler.copy_watch import PATIENCE_SECONDS
 from services.task_executor.flowserve.scheduler.prefetch import (
     ALWAYS,
     BY_COST,
@@ -100,6 +102,75 @@ def test_a_failed_fetch_is_computed() -> None:
     harness.drain()
     assert harness.mover.num_failed == 4 and harness.started[handle] == 0
     assert harness.answers[handle] == answer_alone([*PREFIX, 9, 9], 3, ignore_eos=True)
+
+
+def steps_until_answered(harness: Harness, *handles: int) -> None:
+    """Without a copy that ends."""
+    for _ in range(100):
+        if all(handle in harness.finished for handle in handles):
+            return
+        harness.step()
+    raise AssertionError("nobody answers")
+
+
+def test_a_fetch_that_never_ends_is_computed_and_tried_again_when_copies_end() -> None:
+    harness = make_harness(0, 40, kv_blocks=17)
+    put_away(harness)
+    prompt = [*PREFIX, 9, 9]
+    for suffix in ([9, 9], [9, 8]):  # the second finds that copies stand still
+        handle = harness.submit([*PREFIX, *suffix], 3)
+        for _ in range(3):
+            harness.step()
+        harness.now += PATIENCE_SECONDS
+        steps_until_answered(harness, handle)
+        assert harness.answers[handle] == answer_alone([*PREFIX, *suffix], 3, ignore_eos=True)
+    assert harness.cache.num_arriving == 4
+    settle(harness)
+    for others in OTHERS:
+        answer(harness, [*others, 3])
+        settle(harness)
+    assert harness.started[answer(harness, prompt)] == len(PREFIX)
+
+
+def test_who_decodes_takes_room_from_others_where_copies_never_end() -> None:
+    """Blocks that are being put away come back by themselves; not from a disk that is stuck."""
+    harness = make_harness(0, 40, kv_blocks=12)
+    put_away(harness)
+    handles = [harness.submit([number] * 4, 20) for number in (1, 2)]
+    harness.mover.finish(0)
+    for _ in range(60):
+        harness.step()
+        harness.now += PATIENCE_SECONDS / 8
+    steps_until_answered(harness, *handles)
+
+
+def test_fetches_leave_room_for_who_needs_none() -> None:
+    harness = make_harness(kv_blocks=11, max_step_tokens=60)
+    long = [1, 2, 3, 4] * 8
+    for prompt in (long, *OTHERS, *OTHERS):
+        answer(harness, [*prompt, 9])
+        settle(harness)
+    handle = harness.submit([*long, 9, 9], 2)
+    harness.step()
+    most = int(ARRIVING_SHARE * harness.config.kv_blocks)
+    assert harness.cache.num_arriving == most
+    harness.drain()
+    assert harness.started[handle] == most * harness.config.block_size
+    assert harness.answers[handle] == answer_alone([*long, 9, 9], 2, ignore_eos=True)
+
+
+def test_several_fetches_together_leave_as_much_room() -> None:
+    harness = make_harness(kv_blocks=13, max_step_tokens=60)
+    prefixes = [[number] * 16 for number in range(1, 4)]
+    for prompt in (*prefixes, *OTHERS):
+        answer(harness, [*prompt, 9])
+        settle(harness)
+    handles = [harness.submit([*prefix, 9, 9], 1) for prefix in prefixes]
+    harness.step()
+    assert 0 < harness.cache.num_arriving <= int(ARRIVING_SHARE * harness.config.kv_blocks)
+    harness.drain()
+    for handle, prefix in zip(handles, prefixes, strict=True):
+        assert harness.answers[handle] == answer_alone([*prefix, 9, 9], 1, ignore_eos=True)
 
 
 def test_a_fetch_waits_for_steps_that_may_still_write_to_its_blocks() -> None:

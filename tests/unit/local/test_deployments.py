@@ -101,3 +101,17 @@ def test_a_context_that_was_cut_is_told_unless_it_was_asked_for() -> None:
     assert words.startswith("its context is 2048 of 4096 tokens") and "--kv-memory" in words
     view.deployments[0].max_tokens = 2048
     assert not cut_words(describe_deployments(view)[0])
+
+
+def test_tiers_are_those_that_every_replica_has_or_what_was_asked_for() -> None:
+    asked, replicas = deployment(2), [task_executor(), task_executor("te-1")]
+    asked.engine.kv_dram_bytes, asked.engine.kv_disk_bytes = 100, 200
+    for member, dram, disk in zip(replicas, (96, 90), (192, 195), strict=True):
+        member.capabilities.kv_dram_bytes, member.capabilities.kv_disk_bytes = dram, disk
+
+    def sizes(members: list[cluster_pb2.Member]) -> tuple[int, int]:
+        (row,) = describe_deployments(cluster_pb2.ClusterView(members=members, deployments=[asked]))
+        return row["kv_dram_bytes"], row["kv_disk_bytes"]
+
+    assert sizes([]) == (100, 200)
+    assert sizes(replicas) == (90, 192)

@@ -64,6 +64,17 @@ def test_an_engine_that_was_lost_holds_nothing() -> None:
     assert not [name for name in shown if name.startswith("deployment_held")]
 
 
+def test_a_model_that_was_unloaded_is_held_no_more() -> None:
+    meter = LoadMeter()
+    meter.loaded(Loaded("demo", 16, 9, 4, 100, 50))
+    meter.add(step(1, 0.003, tokens=2))
+    meter.unloaded()
+    shown = scrape(meter)
+    assert not [name for name in shown if name.startswith("deployment_held")]
+    assert (shown["kv_blocks"], shown["kv_blocks_free"], shown["sequences_running"]) == (0, 0, 0)
+    assert (shown["tokens_total"], shown["engine_restarts_total"]) == (2, 0)
+
+
 def test_a_histogram_counts_values_up_to_each_bound() -> None:
     histogram = Histogram(1, 2, 5)
     for value in (0.5, 1, 1.5, 5, 99):

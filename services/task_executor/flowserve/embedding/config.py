@@ -32,6 +32,9 @@ class EmbeddingConfig:
     kv_blocks: int = 0
     model_revision: str = ""
     kv_layout: str = ""
+    kv_dtype: str = ""
+    kv_dram_blocks: int = 0
+    kv_disk_blocks: int = 0
     tensor_parallel: int = 1  # a text model's ways to be split; an encoder is whole
     pipeline_parallel: int = 1
 

@@ -16,6 +16,7 @@ from services.task_executor.flowserve.rtc.copy_desk import CopyDesk
 from services.task_executor.flowserve.rtc.node import CacheNode
 from services.task_executor.flowserve.rtc.populates import Populates
 from services.task_executor.flowserve.rtc.swap_pauses import SwapPauses
+from services.task_executor.flowserve.rtc.tally import KvTally
 from services.task_executor.flowserve.rtc.tier_table import TierTable
 
 # Of a tier's blocks, so many are to be had at any time without losing what they hold; less where
@@ -25,6 +26,9 @@ NEXT_TIER_SHARE = 0.5
 # Copies under way to one tier in the background, so that little is held by them at a time.
 SWAPS_MAX = 64
 SWAPS_SHARE = 0.25
+# Of the device's blocks that copies may be on their way to: whoever needs none of them goes on,
+# also where they never come.
+ARRIVING_SHARE = 0.5
 
 
 class RelationalTensorCache:
@@ -38,9 +42,11 @@ class RelationalTensorCache:
         self._populates = Populates(self._table)
         self._pauses = SwapPauses()
         self._contexts = Contexts()
+        self.tally = KvTally()
         self._num_pinned = 0
         # Free blocks of the device that steps under way may still write to, and until which step.
         self._written_until: dict[int, int] = {}
+        self._arriving_max = max(1, int(ARRIVING_SHARE * num_blocks))
         self.has_tiers = bool(dram_blocks or disk_blocks)
 
     @property
@@ -61,6 +67,11 @@ class RelationalTensorCache:
     def num_idle(self, tier: Tier) -> int:
         """Blocks of a tier that are known and held by nobody."""
         return self._table.pools[tier].num_idle
+
+    def num_used(self, tier: Tier) -> int:
+        """Blocks of a tier that somebody holds."""
+        pool = self._table.pools[tier]
+        return pool.num_blocks - pool.num_available
 
     def idle_unsafe(self) -> list[int]:
         """The device's blocks that nobody uses and that would be lost, the oldest first."""
@@ -91,14 +102,22 @@ class RelationalTensorCache:
 
     # Fetching
 
+    def fetchable(self, nodes: list[CacheNode]) -> list[CacheNode]:
+        """As much of a matched prefix as may be on its way to the device at a time."""
+        missing = [at for at, node in enumerate(nodes) if not node.is_in(Tier.DEVICE)]
+        return nodes[: missing[self._arriving_max]] if len(missing) > self._arriving_max else nodes
+
     def populate(self, nodes: list[CacheNode], *, spare: int = 0) -> int | None:
         """Begin to bring a matched prefix to the device; ask `query_populate` when it is there.
 
-        None, and nothing changed, where fewer than `spare` blocks would be left for others.
+        None, and nothing changed, where fewer than `spare` blocks would be left for others, or
+        too many are under way.
         """
         present = [node for node in nodes if node.is_in(Tier.DEVICE)]
         missing = [node for node in nodes if not node.is_in(Tier.DEVICE)]
         to_copy = [node for node in missing if Tier.DEVICE not in node.arriving]
+        if self.num_arriving + len(to_copy) > self._arriving_max:
+            return None
         num_idle = sum(not self._device.ref_count(it.blocks[Tier.DEVICE]) for it in present)
         if len(to_copy) + num_idle + spare > self._device.num_available:
             return None
@@ -183,6 +202,7 @@ class RelationalTensorCache:
 
     def finish_copy(self, done: CopyDone) -> BlockCopy:
         copy, node = self._copies.finish(done)
+        self.tally.copies[copy.source, copy.target, done.is_good] += 1
         if copy.target is Tier.DEVICE:
             self._populates.arrived(node)
         else:
@@ -218,6 +238,10 @@ class RelationalTensorCache:
 
     def list_contexts(self, cache_salt: bytes, now: float) -> list[Context]:
         return self._contexts.of_tenant(cache_salt, now)
+
+    def list_all_contexts(self, now: float) -> list[Context]:
+        """Of every tenant."""
+        return [context for context in self._contexts if now < context.expires]
 
     def blocks_of(self, context: Context) -> int:
         """How many blocks it takes in all tiers together."""

@@ -14,14 +14,14 @@ from services.task_executor.flowserve.rtc.copies import Tier
 from services.task_executor.flowserve.rtc.least_squares import LeastSquares
 
 _WEIGHT = 0.2  # of the newest observation
+_WEIGHT_OF_BLOCK = 0.03  # of the newest block's copy
 _WEIGHT_ABOVE_LEAST = 0.02  # of one that was held up, when the least time is asked for
 # A step with fewer prefill tokens says little about their price.
 PREFILL_MIN = 8
 SMALL_STEP = 16  # tokens of one that takes the least time
 _AT_LEAST = 1.1  # up to here a step is taken to have its least time
-_ABOVE_LEAST = 1.5  # from here on a step is taken to be longer for its tokens
 _RELENTING = 0.98  # with every time that computing was thought to be quicker
-OUTLIER_FACTOR = 8.0  # a copy that took so many times the usual was held up by something else
+OUTLIER_FACTOR = 8.0  # what took so many times the usual was held up by something else
 # So much dearer than it seems is fetching taken to be: where both are as quick, nobody is made
 # to wait for a copy that others on the host may hold up.
 CAUTION = 1.25
@@ -60,7 +60,7 @@ class CostRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @dataclass(slots=True)
 class FetchCosts:
     block_seconds: dict[Tier, float] = field(default_factory=dict)
-    wait_seconds: float = 0.0  # from the wish to the answer, beside the copies themselves
+    wait_seconds: float = 0.0  # from the wish to the answer, beside the prices of the blocks
     least_seconds: float | None = None  # of a step, however little it computes
     _free_tokens: int = 0  # as many were computed within that time
     _steps: LeastSquares = field(default_factory=lambda: LeastSquares(_FACTORS))
@@ -95,13 +95,16 @@ class FetchCosts:
             targets=self._steps.targets,
         )
 
-    def observe_copy(self, source: Tier, seconds: float) -> None:
-        known = self.block_seconds.get(source)
-        if known is None:
-            self.block_seconds[source] = seconds
-            return
-        seconds = min(seconds, OUTLIER_FACTOR * known)
-        self.block_seconds[source] = known + _WEIGHT * (seconds - known)
+    def observe_copies(self, source: Tier, count: int, seconds: float) -> float:
+        """So many that ended together: one alone may have waited for what others left to do.
+
+        Answers what they should have taken.
+        """
+        mean = seconds / count
+        known = self.block_seconds.setdefault(source, mean)
+        weight = 1 - (1 - _WEIGHT_OF_BLOCK) ** count
+        self.block_seconds[source] = known + weight * (min(mean, OUTLIER_FACTOR * known) - known)
+        return known * count
 
     def assume_copy(self, tier: Tier, seconds: float) -> None:
         """Until one was fetched from there, fetching takes as long as putting it there did."""
@@ -113,13 +116,16 @@ class FetchCosts:
         self.block_seconds = {it: cost * _RELENTING for it, cost in self.block_seconds.items()}
 
     def observe_wait(self, seconds: float) -> None:
-        """Of a prefix that was fetched while no step ran: what was not spent on its copies."""
-        self.wait_seconds += _WEIGHT * (seconds - self.wait_seconds)
+        """Of a prefix that was fetched while no step ran: what the prices of its blocks do not
+        explain. So both together are right, whatever held up single copies."""
+        self.wait_seconds = max(0.0, self.wait_seconds + _WEIGHT * (seconds - self.wait_seconds))
 
     def observe_step(self, tokens: int, prefilled: int, pairs: int, seconds: float) -> None:
         """A step has a least time, that of reading the weights; only above it tokens cost."""
         self._observe_least(tokens, seconds)
-        if self.least_seconds is None or seconds < _ABOVE_LEAST * self.least_seconds:
+        # Of fewer tokens, one that took longer was held up. Never told by the time itself: a host
+        # with other work would make short steps look like long ones that few tokens suffice for.
+        if tokens <= self._free_tokens:
             return
         if prefilled >= PREFILL_MIN:
             self._steps.observe((1.0, tokens * _TOKENS, pairs * _PAIRS), seconds)

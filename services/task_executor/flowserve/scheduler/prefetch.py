@@ -12,6 +12,7 @@ from services.task_executor.flowserve.config import EngineConfig
 from services.task_executor.flowserve.rtc.cache import RelationalTensorCache
 from services.task_executor.flowserve.rtc.copies import BlockCopy, CopyDone, Tier
 from services.task_executor.flowserve.rtc.fetch_costs import FetchCosts, choose_reuse
+from services.task_executor.flowserve.scheduler.copy_watch import CopyWatch
 from services.task_executor.flowserve.scheduler.flight import Flight
 from services.task_executor.flowserve.scheduler.sequence import NO_POPULATE, Sequence
 
@@ -25,7 +26,7 @@ CHOICES = (BY_COST, ALWAYS, NEVER)
 @dataclass(frozen=True, slots=True)
 class _Begun:
     seconds: float
-    copied_seconds: float  # that copies to the device had taken until then
+    priced_seconds: float  # what the copies to the device that had ended by then should have taken
     step: int
     is_alone: bool  # no step was under way
 
@@ -35,15 +36,21 @@ class Prefetch:
         self._config = config
         self._cache = cache
         self.costs = FetchCosts()
+        self.watch = CopyWatch()
         self.choice = BY_COST
-        self.decisions = {"fetch": 0, "compute": 0}
         self._begun: dict[int, _Begun] = {}  # by populate
-        self._copied_seconds = 0.0
+        self._priced_seconds = 0.0
+
+    @property
+    def decisions(self) -> dict[str, int]:
+        tally = self._cache.tally
+        return {"fetch": tally.fetches, "compute": tally.computes}
 
     def consider(self, waiting: Iterable[Sequence], spare: int, now: float, step: int) -> None:
         """`step`: the last one planned, negative where none is under way."""
         if not self._cache.has_tiers:
             return
+        self.watch.look(now, num_copying=self._cache.num_copying)
         for sequence in islice(waiting, LOOKAHEAD):
             if len(self._begun) >= POPULATES_MAX:
                 return
@@ -55,7 +62,7 @@ class Prefetch:
     def is_fetching(self, sequence: Sequence) -> bool:
         if sequence.populate == NO_POPULATE:
             return False
-        if self._cache.query_populate(sequence.populate):
+        if self._cache.query_populate(sequence.populate) and not self.watch.is_stalled:
             return True
         self.forget(sequence)
         return False
@@ -68,16 +75,24 @@ class Prefetch:
             sequence.populate = NO_POPULATE
 
     def finish_copies(self, done: list[CopyDone], now: float, step: int) -> None:
+        if done:
+            self.watch.ended(now)
+        fetched: dict[Tier, list[float]] = {}
         for it in done:
             copy = self._cache.finish_copy(it)
+            if not it.is_good:
+                continue
             if copy.target is Tier.DEVICE:
-                self._copied_seconds += it.seconds
-                if it.is_good:
-                    self.costs.observe_copy(copy.source, it.seconds)
-            elif it.is_good:
+                fetched.setdefault(copy.source, []).append(it.seconds)
+            else:
                 self.costs.assume_copy(copy.target, it.seconds)
+        for source, seconds in fetched.items():
+            priced = self.costs.observe_copies(source, len(seconds), sum(seconds))
+            self._priced_seconds += priced
         for number in [it for it in self._begun if not self._cache.query_populate(it)]:
-            self._observe_end(self._begun.pop(number), now, step)
+            begun = self._begun.pop(number)
+            self._cache.tally.fetch_waits.append(max(0.0, now - begun.seconds))
+            self._observe_end(begun, now, step)
 
     def take_copies(self, landed: int) -> list[BlockCopy]:
         """What is fetched, and what is put away because room runs short."""
@@ -102,7 +117,7 @@ class Prefetch:
         """
         if self.choice == ALWAYS:
             return len(tiers)
-        if self.choice == NEVER:
+        if self.choice == NEVER or self.watch.is_stalled:
             return next(at for at, tier in enumerate(tiers) if tier is not Tier.DEVICE)
         config = self._config
         return choose_reuse(
@@ -122,21 +137,24 @@ class Prefetch:
         nodes = (
             nodes[: self.choose(tiers, len(sequence.token_ids))] if is_anything_elsewhere else []
         )
+        nodes = self._cache.fetchable(nodes)
         if any(not node.is_in(Tier.DEVICE) for node in nodes):
             number = self._cache.populate(nodes, spare=spare)
             if number is None:
                 return False
             sequence.populate = number
-            self._begun[number] = _Begun(now, self._copied_seconds, abs(step), step < 0)
-            self.decisions["fetch"] += 1
+            self._begun[number] = _Begun(now, self._priced_seconds, abs(step), step < 0)
+            sequence.sources = tiers[: len(nodes)]
+            self._cache.tally.fetches += 1
         elif is_anything_elsewhere:
-            self.decisions["compute"] += 1
-            self.costs.relent()
+            self._cache.tally.computes += 1
+            if self.choice == BY_COST:  # the price was asked for
+                self.costs.relent()
         sequence.is_considered = True
         return True
 
     def _observe_end(self, begun: _Begun, now: float, step: int) -> None:
         """Beside steps the time until somebody looks is theirs, and spent anyway."""
         if begun.is_alone and step == -begun.step:
-            copying = self._copied_seconds - begun.copied_seconds
-            self.costs.observe_wait(max(0.0, now - begun.seconds - copying))
+            priced = self._priced_seconds - begun.priced_seconds
+            self.costs.observe_wait(now - begun.seconds - priced)

@@ -248,7 +248,7 @@ class Scheduler:
             return ready
         for sequence in full:
             while sequence.is_running and not self._cache.append_block(sequence.blocks):
-                if self._cache.num_copying:
+                if self._cache.num_copying and not self.prefetch.watch.is_stalled:
                     break  # blocks that copies hold come back without anybody's loss
                 self._preempt(max([*self._prefilling, *self._decoding], key=lambda s: s.rank))
                 self._forget_stopped()
@@ -295,6 +295,9 @@ class Scheduler:
         self._prefilling.push(sequence)
         if sequence.take_row(self._rows.take(), blocks, len(matched)):
             self._output.start(sequence)
+            self._cache.tally.admit(
+                sequence.target, sequence.computed, self._config.block_size, sequence.sources
+            )
         self._rows.hold(sequence)
         return True
 

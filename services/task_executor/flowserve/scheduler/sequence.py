@@ -6,6 +6,7 @@ from typing import TypeAlias
 from services.task_executor.flowserve.config import EngineConfig
 from services.task_executor.flowserve.messages import PromptLogprobs, Submit
 from services.task_executor.flowserve.rtc.block_chain import BlockChain
+from services.task_executor.flowserve.rtc.copies import Tier
 
 # Least goes first, greatest is preempted first; never equal for two sequences.
 Rank: TypeAlias = tuple[int, ...]
@@ -40,6 +41,7 @@ class Sequence:
         "row",
         "sampling",
         "scored",
+        "sources",
         "stop_ids",
         "target",
         "token_ids",
@@ -82,6 +84,7 @@ class Sequence:
         self.flights = 0  # steps under way that run it
         self.pending = 0  # tokens that those will draw
         self.populate = NO_POPULATE  # what it waits for
+        self.sources: list[Tier] = []  # where its leading blocks lay when they were fetched
         self.leave_row()
 
     @property

@@ -48,6 +48,7 @@ def engine_config(block_size: int) -> EngineConfig:
         max_tokens=50,
         vocab_size=1000,
         model_revision="r1",
+        dtype="int8",
         kv_dtype="bfloat16",
         kv_layout="paged",
     )

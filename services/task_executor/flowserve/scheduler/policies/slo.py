@@ -7,7 +7,7 @@ where there is no target; twice that at most, where a prompt would miss its firs
 
 from services.task_executor.flowserve.scheduler.policies.base import PrefillDemand
 from services.task_executor.flowserve.scheduler.policies.priority import Priority
-from services.task_executor.flowserve.scheduler.policies.step_cost import StepCost
+from services.task_executor.flowserve.scheduler.policies.step_cost import LOOK_TOKENS, StepCost
 
 CHUNK_MIN = 16  # so that every prompt gets on
 CHUNK_FIRST = 64  # before anything is known of the device
@@ -30,6 +30,8 @@ class Slo(Priority):
     def prefill_tokens(self, demand: PrefillDemand) -> int:
         if not demand.decoding:
             return demand.room  # nobody is held up
+        if self._cost.wants_look(demand.decoding):
+            return min(demand.room, LOOK_TOKENS)
         wanted = self._fitting(demand)
         return min(demand.room, max(CHUNK_MIN, wanted))
 
