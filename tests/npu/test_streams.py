@@ -9,8 +9,8 @@ import torch
 import torch_npu
 
 from services.task_executor.devices.base import KvShape
+from services.task_executor.devices.card import CardStream
 from services.task_executor.devices.npu.device import NpuDevice
-from services.task_executor.devices.npu.streams import NpuStream
 from services.task_executor.flowserve.tiers.pinned_blocks import PinnedBlocks, blocks_of
 from tests.npu.on_cpu import NpuOnCpu
 
@@ -62,9 +62,9 @@ def test_what_goes_to_the_host_waits_for_what_made_it(
     """The copying stream follows the computing one, and the copied memory is kept for it."""
     followed: list[tuple[object, object]] = []
     kept: list[object] = []
-    follow, record_stream = NpuStream.follow, torch.Tensor.record_stream
+    follow, record_stream = CardStream.follow, torch.Tensor.record_stream
 
-    def noted_follow(self: NpuStream, event: object) -> None:
+    def noted_follow(self: CardStream, event: object) -> None:
         followed.append((self.raw, event))
         follow(self, event)  # type: ignore[arg-type]
 
@@ -72,7 +72,7 @@ def test_what_goes_to_the_host_waits_for_what_made_it(
         kept.append(stream)
         record_stream(self, stream)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(NpuStream, "follow", noted_follow)
+    monkeypatch.setattr(CardStream, "follow", noted_follow)
     monkeypatch.setattr(torch.Tensor, "record_stream", noted_record)
     device.to_host(device.to_device(np.zeros(3, dtype=np.int64))).get()
     ((copying, _),) = followed
@@ -82,7 +82,7 @@ def test_what_goes_to_the_host_waits_for_what_made_it(
 def test_work_goes_to_the_active_stream(device: NpuDevice) -> None:
     before = device.current_stream()
     side = device.new_stream()
-    assert isinstance(side, NpuStream)
+    assert isinstance(side, CardStream)
     with side.active():
         assert device.current_stream().raw == side.raw
         there = device.to_device(np.ones(3, dtype=np.int64))
@@ -100,7 +100,7 @@ def test_streams_are_a_threads_own(device: NpuDevice) -> None:
         thread = threading.Thread(target=lambda: seen.append(device.current_stream().raw))
         thread.start()
         thread.join()
-    assert isinstance(side, NpuStream) and seen != [side.raw]
+    assert isinstance(side, CardStream) and seen != [side.raw]
 
 
 def test_memory_that_the_allocator_keeps_is_available(device: NpuDevice) -> None:

@@ -79,6 +79,14 @@ class PlainDevice(Device):
         raise NotImplementedError(f"the device {self.name} captures no graphs")
 
 
+class PlainLinear:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        return F.linear(inputs, self._weight, self._bias)
+
+
 class NullEvent:
     """Of a device on which everything is done when a call returns."""
 

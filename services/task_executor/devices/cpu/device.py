@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 
 from deepflow.core.devices import INT8
 from services.task_executor.devices.base import (
@@ -24,7 +23,7 @@ from services.task_executor.devices.cpu.native import (
     packed_linear,
     row_operations,
 )
-from services.task_executor.devices.plain import PlainDevice
+from services.task_executor.devices.plain import PlainDevice, PlainLinear
 
 
 class CpuDevice(PlainDevice):
@@ -107,14 +106,6 @@ def _can_pack(dtype: torch.dtype) -> bool:
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-class PlainLinear:
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self._weight, self._bias = weight, bias
-
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        return F.linear(inputs, self._weight, self._bias)
 
 
 class OneDnnLinear:

@@ -1,21 +1,12 @@
 """Linear layers: as they are, or in int8 with a scale per token and per output channel."""
 
 import torch
-import torch.nn.functional as F
 
 from services.task_executor.devices.cuda import row_operations
 
 # cuBLAS's int8 product wants more rows than 16, and sides that are multiples of the next.
 ROWS_MIN = 17
 SIDE_MULTIPLE = 16
-
-
-class PlainLinear:
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self._weight, self._bias = weight, bias
-
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        return F.linear(inputs, self._weight, self._bias)
 
 
 class Int8Linear:

@@ -12,8 +12,8 @@ from deepflow.core.model_spec import ModelSpec
 from services.task_executor.devices.base import AttentionInputs, AttentionStep, KvShape, LayerKv
 from services.task_executor.devices.cuda import limits, row_operations
 from services.task_executor.devices.cuda.attention import TritonAttentionStep
-from services.task_executor.devices.cuda.linear import Int8Linear, PlainLinear
-from services.task_executor.devices.plain import PlainDevice
+from services.task_executor.devices.cuda.linear import Int8Linear
+from services.task_executor.devices.plain import PlainDevice, PlainLinear
 
 
 class TritonDevice(PlainDevice):

@@ -3,12 +3,10 @@
 Nothing of this has run on a card yet; `docs/devices.md` says what was tested, and how.
 """
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from weakref import WeakSet
+from typing import Any
 
-import numpy as np
 import torch
 import torch_npu
 
@@ -18,17 +16,15 @@ from services.task_executor.devices.base import (
     AttentionStep,
     DecodeGraph,
     Forward,
-    HostCopy,
     KvShape,
     LayerKv,
-    Stream,
 )
+from services.task_executor.devices.card import CardDevice
 from services.task_executor.devices.npu import limits
 from services.task_executor.devices.npu.attention import NpuAttentionStep, causal_mask
 from services.task_executor.devices.npu.graph import NpuDecodeGraph
-from services.task_executor.devices.npu.linear import Int8Linear, PlainLinear, can_quantise
-from services.task_executor.devices.npu.streams import NpuStream, PinnedCopy
-from services.task_executor.devices.plain import PlainDevice
+from services.task_executor.devices.npu.linear import Int8Linear, can_quantise
+from services.task_executor.devices.plain import PlainLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +34,7 @@ class NpuAngles:
     scale: float  # apart from them: the kernel takes nothing above 1
 
 
-class NpuDevice(PlainDevice):
+class NpuDevice(CardDevice):
     name = "npu"
     block_size = limits.BLOCK_SIZE
     collectives = "cpu:gloo,npu:hccl"
@@ -52,28 +48,16 @@ class NpuDevice(PlainDevice):
         is_quantised: bool = False,
         index: int = 0,
     ) -> None:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        torch_npu.npu.set_device(index)
         self.torch_device = torch.device("npu", index)
+        self._open(torch_npu.npu, index, threads)
         self.dtype = dtype
         self._is_quantised = is_quantised
         self._mask = causal_mask(self.torch_device)
         self._ones: dict[int, torch.Tensor] = {}
-        self._copying = NpuStream(torch_npu.npu.Stream())
-        self._capturing = threading.Lock()
-        self._graphs: WeakSet[NpuDecodeGraph] = WeakSet()
 
     def check_model(self, spec: ModelSpec) -> None:
         if reason := limits.why_not(spec):
             raise ValueError(f"the device npu cannot run this model: {reason}")
-
-    def memory_available(self) -> int:
-        device = self.torch_device
-        free, _ = torch_npu.npu.mem_get_info(device)
-        # What the allocator holds and nobody uses is ours already.
-        kept = torch_npu.npu.memory_reserved(device) - torch_npu.npu.memory_allocated(device)
-        return int(free + kept)
 
     def build_kv(self, shape: KvShape) -> list[LayerKv]:
         limits.check_cache(shape.layer_shape)
@@ -119,39 +103,10 @@ class NpuDevice(PlainDevice):
         output: torch.Tensor = torch_npu.npu_swiglu(gate_up, dim=-1)
         return output
 
-    def to_device(self, values: np.ndarray) -> torch.Tensor:
-        pinned = torch.from_numpy(values).pin_memory()
-        return pinned.to(self.torch_device, non_blocking=True)
-
-    def to_host(self, tensor: torch.Tensor) -> HostCopy:
-        return PinnedCopy(tensor, self.current_stream(), self._copying)
-
-    def new_stream(self) -> Stream:
-        return NpuStream(torch_npu.npu.Stream())
-
-    def current_stream(self) -> NpuStream:
-        return NpuStream(torch_npu.npu.current_stream())
-
-    def capture_decode(self, forward: Forward, rows: int, blocks_per_row: int) -> DecodeGraph:
-        with self._capturing:  # the process has one capture at a time
-            # A thread's current card is its own.
-            torch_npu.npu.set_device(self.torch_device)
-            graph = NpuDecodeGraph(
-                self,
-                forward,
-                self._mask,
-                rows=rows,
-                blocks_per_row=blocks_per_row,
-                pool=self._shared_pool(),
-            )
-            self._graphs.add(graph)
-            return graph
-
-    def _shared_pool(self) -> object:
-        """Graphs run one after the other, so they share memory. It goes with the last of them."""
-        for graph in self._graphs:
-            return graph.pool
-        return torch_npu.npu.graph_pool_handle()
+    def _capture(self, forward: Forward, rows: int, blocks_per_row: int, pool: Any) -> DecodeGraph:
+        return NpuDecodeGraph(
+            self, forward, self._mask, rows=rows, blocks_per_row=blocks_per_row, pool=pool
+        )
 
     def _ones_of(self, size: int) -> torch.Tensor:
         if size not in self._ones:

@@ -1,20 +1,11 @@
 """Linear layers on an NPU: as they are, or W8A8 with a scale per token and per output channel."""
 
 import torch
-import torch.nn.functional as F
 import torch_npu
 
 from services.task_executor.devices.npu.limits import QUANTISED_WIDTH_MAX
 
 _INT8_MAX = 127
-
-
-class PlainLinear:
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self._weight, self._bias = weight, bias
-
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        return F.linear(inputs, self._weight, self._bias)
 
 
 class Int8Linear:
