@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from deepflow.bench.roofline import GemmWork
 from deepflow.bench.sse_client import BenchError
+from deepflow.lifecycle import bound_to_parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,8 @@ def ceiling_of(device: str) -> Ceiling | None:
 
 def measure(ceiling: Ceiling) -> float:
     command = [sys.executable, "-m", *ceiling.command()]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(bound_to_parent(command), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise BenchError(f"the device could not be measured:\n{done.stderr[-2000:]}")
+        (*_, last) = ["it ended without a word", *done.stderr.strip().splitlines()]
+        raise BenchError(f"the device could not be measured: {last}")
     return float(done.stdout.splitlines()[-1])

@@ -33,6 +33,8 @@ class Worker:
             tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
             raise BenchError(f"{self._name} ended before its answer:\n{tail}")
         answer: dict[str, Any] = json.loads(line)
+        if "refused" in answer:
+            raise BenchError(f"{self._name} cannot run this: {answer['refused']}")
         return answer
 
 

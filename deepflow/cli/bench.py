@@ -176,7 +176,7 @@ def engine(
 @app.command()
 def fairness(
     greedy: Annotated[
-        int, typer.Option(min=1, help="Requests at a time of the greedy tenant.")
+        int, typer.Option(min=1, max=4096, help="Requests at a time of the greedy tenant.")
     ] = 128,
     asks: Annotated[
         int, typer.Option(min=2, help="Requests of the modest tenant in a round, in turn.")

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from deepflow.core.engine_policies import TARGET_MS_MAX
 from deepflow.core.parallel import RANKS_MAX
 
 NameOption = Annotated[
@@ -58,7 +59,7 @@ TpotOption = Annotated[
     typer.Option(
         "--tpot-ms",
         min=0,
-        max=600_000,
+        max=TARGET_MS_MAX,
         show_default="half as long again as without prompts",
         help="With --policy slo: milliseconds between two tokens of an answer.",
     ),
@@ -68,7 +69,7 @@ TtftOption = Annotated[
     typer.Option(
         "--ttft-ms",
         min=0,
-        max=3_600_000,
+        max=TARGET_MS_MAX,
         show_default="10000",
         help="With --policy slo: milliseconds until an answer's first token, after which it may"
         " hold others up a third longer.",

@@ -5,3 +5,4 @@ The engine's own table of the same names is `flowserve/scheduler/policies/`.
 
 POLICIES = ("priority", "fcfs", "slo")
 SLO = "slo"
+TARGET_MS_MAX = 3_600_000  # of the times that slo aims at

@@ -1,4 +1,4 @@
-"""A benchmark that is told to end."""
+"""A benchmark that is told to end, or cannot begin."""
 
 import asyncio
 import os
@@ -29,3 +29,19 @@ def test_one_that_is_terminated_takes_its_weights_along(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_an_engine_that_cannot_run_the_model_says_why_in_a_line(tmp_path: Path) -> None:
+    """5 heads cannot be split over 3 ranks."""
+    bench = [sys.executable, "-m", "deepflow.cli.main", "bench", "engine", "--shape", "llama-15m"]
+    ended = subprocess.run(
+        bound_to_parent([*bench, "--tp", "3"]),
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "tensor_parallel is 3, but 5 query heads" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not list(tmp_path.iterdir())

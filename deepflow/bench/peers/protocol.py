@@ -1,6 +1,7 @@
 """How a benchmark drives an engine in a process of its own: one JSON object a line, both ways.
 
-The first line in is the setup. The engine answers {"ready": true} once it has produced a token.
+The first line in is the setup. The engine answers {"ready": true} once it has produced a token, or
+{"refused": WHY} where it cannot run that, and ends.
 Then for every {"prompts": ..., "output": N} it answers {"seconds": S}; at the end of its input it
 ends. Ours keeps a trace: for {"trace": PATH} it answers with its sums, writes it to a file where
 PATH is not empty, and begins a new one. Standard library only, because the environment of a peer
@@ -41,7 +42,11 @@ class TracedEngine(Engine, Protocol):
 def serve(build: Callable[[Setup], Engine]) -> None:
     requests, answers = sys.stdin, _claim_stdout()
     setup = Setup(**json.loads(requests.readline()))
-    engine = build(setup)
+    try:
+        engine = build(setup)
+    except ValueError as error:
+        _say(answers, {"refused": str(error)})
+        return
     engine.generate([[1, 2, 3]], 1)
     _say(answers, {"ready": True})
     for line in requests:

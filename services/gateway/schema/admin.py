@@ -3,7 +3,7 @@
 from typing import Any
 
 from deepflow.core.devices import DEVICE_DTYPES
-from deepflow.core.engine_policies import POLICIES
+from deepflow.core.engine_policies import POLICIES, TARGET_MS_MAX
 from deepflow.core.parallel import RANKS_MAX
 from deepflow.core.sizes import parse_bytes
 from deepflow.core.tool_formats import TOOL_FORMATS
@@ -19,8 +19,7 @@ DTYPE_CHARACTERS_MAX = 32
 TOKENS_MAX = 2**31 - 1
 KV_BYTES_MAX = 1 << 50
 
-MILLISECONDS_MAX = 3_600_000
-_MILLISECONDS_SHAPE = {"type": "integer", "minimum": 0, "maximum": MILLISECONDS_MAX}
+_MILLISECONDS_SHAPE = {"type": "integer", "minimum": 0, "maximum": TARGET_MS_MAX}
 _RANKS_SHAPE = {"type": "integer", "minimum": 0, "maximum": RANKS_MAX}
 _COUNT_SHAPE = {"type": "integer", "minimum": 1, "maximum": COUNT_MAX}
 # What the cluster manager calls a field, where it is not what we call it.
@@ -102,7 +101,7 @@ def _ranks(value: Any, param: str, _limits: Limits) -> int:
 
 
 def _milliseconds(value: Any, param: str, _limits: Limits) -> int:
-    return values.integer(value, param, 0, MILLISECONDS_MAX)
+    return values.integer(value, param, 0, TARGET_MS_MAX)
 
 
 def _kv_memory(value: Any, param: str, _limits: Limits) -> int:
