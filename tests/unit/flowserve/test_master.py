@@ -106,6 +106,21 @@ def test_close_ends_everybody() -> None:
     assert executor.is_closed
 
 
+def test_a_step_that_ctrl_c_meets_can_be_closed(caplog: pytest.LogCaptureFixture) -> None:
+    class Interrupted(FingerprintExecutor):
+        def execute(self, plan: StepPlan) -> StepResult:
+            raise KeyboardInterrupt
+
+    config = make_config()
+    master = Master(config, Interrupted(config.kv_blocks, config.block_size))
+    master.obey(Submit(1, [1, 2], SAMPLING))
+    with pytest.raises(KeyboardInterrupt):
+        master.step()
+    output = master.close()
+    assert output is not None and output.finished[0].reason == "cancelled"
+    assert "no step was submitted" not in caplog.text
+
+
 def test_steps_are_predicted_from_steps_of_their_size() -> None:
     timing = StepTimePredictor()
     assert timing.predict(64) == 0.0

@@ -22,6 +22,9 @@ class InlineRunner:
             self._outcome = self._executor.execute(plan)
         except Exception as error:
             self._outcome = error
+        except BaseException:  # Ctrl-C in a program that uses the engine as a library
+            self._outcome = RuntimeError("the step was interrupted")
+            raise
 
     def collect(self) -> StepResult:
         outcome, self._outcome = self._outcome, None
