@@ -76,5 +76,5 @@ async def test_closing_at_any_moment_of_connecting_leaves_nothing(server: Server
         connected += bus.connected.is_set()
         await bus.close()
         assert asyncio.all_tasks() == {asyncio.current_task()}, steps
-        gc.collect()  # a connection left open is a ResourceWarning, hence an error
+    gc.collect()  # a connection left open is a ResourceWarning, hence an error
     assert 0 < connected < 200

@@ -15,6 +15,7 @@ class Pulse:
     def __init__(self, marks: Marks) -> None:
         self._marks = marks
         self._is_ending = threading.Event()
+        self._marks.work(MOMENT_NS)  # from now on one is owed
         self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
         self._thread.start()
 
