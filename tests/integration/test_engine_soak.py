@@ -51,11 +51,13 @@ class Stand:
     master: Master
     disk: Path
     disk_bytes: int
+    others: set[psutil.Process]  # of other tests, which come and go as they like
 
     @property
     def processes(self) -> list[psutil.Process]:
         """The engine's, that of its grammars, and the further ranks."""
-        return [psutil.Process(), *psutil.Process().children(recursive=True)]
+        children = psutil.Process().children(recursive=True)
+        return [psutil.Process(), *(it for it in children if it not in self.others)]
 
     def memory_held(self) -> dict[int, int]:
         return {it.pid: it.memory_info().rss for it in self.processes}
@@ -86,7 +88,7 @@ def stand(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stand]:
     assert (config.kv_dram_blocks, config.kv_disk_blocks) == (DRAM_BLOCKS, DISK_BLOCKS)
     master = Master(config, built.executor, grammars=built.grammars, tiers=built.tiers)
     master.prefetch.choice = ALWAYS  # so small a model is computed as quickly
-    yield Stand(layout, master, disk, disk_bytes)
+    yield Stand(layout, master, disk, disk_bytes, before)
     master.close()
     assert not list(disk.glob("life-*")), "blocks are left on disk"
     assert set(psutil.Process().children(recursive=True)) <= before, "a process is left"
@@ -116,7 +118,8 @@ def test_everything_ends_and_nothing_is_kept(stand: Stand) -> None:
     assert soak.preemptions
     assert stand.master.prefetch.decisions["fetch"] > requests // 100
     check_baseline(stand.master)
-    assert stand.files_open() == opened
+    for pid, count in stand.files_open().items():
+        assert count <= opened[pid]
     used = sum(file.stat().st_size for file in stand.disk.glob("*/*.kv"))
     assert 0 < used <= stand.disk_bytes
 
