@@ -74,7 +74,7 @@ class Conditions:
         """Raises MemberFailed for a task executor that gave up."""
         members = await self._members(types.MEMBER_KIND_TASK_EXECUTOR)
         for member in members:
-            if _has_given_up(member):
+            if _has_given_up(member, model.name):
                 raise MemberFailed(member)
         ready = [m for m in members if m.deployment == model.name and is_serving(m)]
         return len(ready) >= model.task_executors
@@ -104,10 +104,15 @@ class Conditions:
         return members
 
 
-def _has_given_up(member: cluster_pb2.Member) -> bool:
-    """A task executor whose load failed is blank again, and says why."""
+def _has_given_up(member: cluster_pb2.Member, deployment: str) -> bool:
+    """A task executor whose load failed is blank again, and says why.
+
+    What somebody else deploys meanwhile may fail without us.
+    """
+    if member.state == types.LIFECYCLE_STATE_FAILED:
+        return member.deployment in ("", deployment)
     is_blank = member.state == types.LIFECYCLE_STATE_BLANK
-    return member.state == types.LIFECYCLE_STATE_FAILED or (is_blank and bool(member.detail))
+    return is_blank and bool(member.detail) and member.deployment == deployment
 
 
 def _state_of(body: object) -> str:
