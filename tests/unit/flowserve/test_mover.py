@@ -8,6 +8,8 @@ import pytest
 
 from services.task_executor.flowserve.ring import wait_readable
 from services.task_executor.flowserve.rtc.copies import BlockCopy, CopyDone, Tier
+from services.task_executor.flowserve.tiers import copy_threads
+from services.task_executor.flowserve.tiers.copy_threads import CopyThreads
 from services.task_executor.flowserve.tiers.disk_blocks import DiskBlocks
 from services.task_executor.flowserve.tiers.dram_blocks import DramBlocks
 from services.task_executor.flowserve.tiers.mover import ThreadedMover
@@ -24,8 +26,10 @@ class FakeDevice:
         self.blocks = [bytearray([block] * SIZE) for block in range(BLOCKS)]
         self.may_read = threading.Event()
         self.may_read.set()
+        self.is_asked = threading.Event()
 
     def read(self, block: int, into: memoryview) -> None:
+        self.is_asked.set()
         assert self.may_read.wait(DEADLINE_SECONDS)
         if block == BROKEN:
             raise RuntimeError("the link is down")
@@ -112,3 +116,25 @@ def test_a_fetch_does_not_stand_behind_what_is_put_away(stand: Stand) -> None:
 def test_it_closes_with_copies_under_way(stand: Stand) -> None:
     for block in range(6):
         stand.begin(Tier.DEVICE, block, Tier.DRAM, block)
+
+
+def test_a_copy_that_ends_after_the_close_is_told_to_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it would be told through is closed, and may be somebody else's by then."""
+    monkeypatch.setattr(copy_threads, "CLOSE_SECONDS_MAX", 0.01)
+    device, told = FakeDevice(), list[CopyDone]()
+    device.may_read.clear()
+    dram, disk = DramBlocks(BLOCKS, SIZE), DiskBlocks(tmp_path)
+    threads = CopyThreads(device, dram, disk, told.extend)
+    monkeypatch.setattr(copy_threads, "BATCH_MAX", 1)
+    threads.submit([BlockCopy(1, Tier.DEVICE, 1, Tier.DRAM, 1, b"i" * 16, b"tokens")])
+    assert device.is_asked.wait(DEADLINE_SECONDS)
+    threads.close()
+    device.may_read.set()
+    for thread in threads._threads:
+        thread.join(DEADLINE_SECONDS)
+        assert not thread.is_alive()
+    assert not told
+    threads.close()  # now that nobody copies, everything is given back
+    assert not list(tmp_path.glob("life-*"))

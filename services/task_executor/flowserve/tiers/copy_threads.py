@@ -74,6 +74,8 @@ class CopyThreads:
         while (copy := queue.get()) is not None and not self._is_closing:
             began = time.monotonic()
             is_good = self._try(copy, staging)
+            if self._is_closing:  # nobody is left to be told, nor what they were told through
+                return
             batch.append(CopyDone(copy.number, is_good, time.monotonic() - began))
             if queue.empty() or len(batch) == BATCH_MAX:
                 self._tell(batch)

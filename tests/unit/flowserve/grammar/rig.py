@@ -1,7 +1,9 @@
 """Vocabularies of two kinds, and answers drawn by the real sampler from random logits."""
 
+import atexit
 import functools
 import json
+import shutil
 import string
 import tempfile
 from dataclasses import dataclass
@@ -79,6 +81,7 @@ def padded() -> Language:
 def byte_fallback() -> Language:
     """Pieces with a mark for blanks, and a token for every byte that no piece holds."""
     folder = Path(tempfile.mkdtemp(prefix="deepflow-test-"))
+    atexit.register(shutil.rmtree, folder)  # kept as long as what was read from it
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     pieces += ["▁", *string.ascii_letters, *string.digits, *string.punctuation]
     pieces += ["▁a", '":', "tr", "ue", "true"]
