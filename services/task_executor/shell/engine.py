@@ -193,7 +193,7 @@ class EngineProcess:
 
     async def _kill_when_hung(self, process: Process, link: "_Link") -> None:
         suspension, stopped_max = Suspension(), self._config.suspended_seconds
-        pulse = PulseTaker(link.from_engine.marks, process.pid)
+        pulse = PulseTaker.on(link.from_engine.marks, process.pid)
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             now, has_stopped = clock.monotonic(), is_stopped(process.pid)

@@ -30,8 +30,12 @@ class PulseTaker:
     A rank that hangs is named by the engine itself, rank 0 included, unless it cannot say a word.
     """
 
-    def __init__(self, marks: Marks, pid: int) -> None:
-        self._eye = Eye(marks, pid)
+    def __init__(self, eye: Eye) -> None:
+        self._eye = eye
+
+    @classmethod
+    def on(cls, marks: Marks, pid: int) -> "PulseTaker":
+        return cls(Eye.on(marks, pid))
 
     def is_lost(self, has_step: bool, is_stopped: bool, now: float) -> bool:
         self._eye.look(now)

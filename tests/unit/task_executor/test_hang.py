@@ -1,11 +1,12 @@
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
+from deepflow.core.process_state import Usage
 from services.task_executor.flowserve.marks import MOMENT_NS, Marks
+from services.task_executor.flowserve.ranks.eye import Eye
 from services.task_executor.flowserve.ranks.vigil import SILENCE_SECONDS_MIN
 from services.task_executor.flowserve.step_clock import StepInProgress
 from services.task_executor.shell.hang import PulseTaker, Suspension, is_hung, is_stopped
@@ -62,33 +63,39 @@ def looks_until_lost(taker: PulseTaker, *, has_step: bool, is_stopped: bool) -> 
     return LOOKS_MAX
 
 
-@pytest.fixture
-def sleeper() -> Iterator[int]:
-    """A process that nothing keeps from running."""
-    with subprocess.Popen(["sleep", "60"]) as process:
-        yield process.pid
-        process.kill()
+def taker_of(marks: Marks) -> PulseTaker:
+    """Of a process that nothing keeps from running."""
+    return PulseTaker(Eye(marks, Usage))
 
 
-def test_an_interpreter_that_stands_still_in_a_step_is_lost(sleeper: int) -> None:
+def test_an_interpreter_that_stands_still_in_a_step_is_lost() -> None:
     marks = Marks.private()
     marks.work(MOMENT_NS)
-    looks = looks_until_lost(PulseTaker(marks, sleeper), has_step=True, is_stopped=False)
+    looks = looks_until_lost(taker_of(marks), has_step=True, is_stopped=False)
     assert SILENCE_SECONDS_MIN < looks / 10 < 2 * SILENCE_SECONDS_MIN
 
 
 @pytest.mark.parametrize(("has_step", "is_stopped"), [(False, False), (True, True)])
 def test_between_steps_and_while_it_is_stopped_it_owes_no_pulse(
-    sleeper: int, has_step: bool, is_stopped: bool
+    has_step: bool, is_stopped: bool
 ) -> None:
     marks = Marks.private()
     marks.work(MOMENT_NS)
-    taker = PulseTaker(marks, sleeper)
+    taker = taker_of(marks)
     assert looks_until_lost(taker, has_step=has_step, is_stopped=is_stopped) == LOOKS_MAX
 
 
-def test_an_engine_without_ranks_has_no_pulse(sleeper: int) -> None:
+def test_an_engine_without_ranks_has_no_pulse() -> None:
     marks = Marks.private()
     marks.rest()
-    taker = PulseTaker(marks, sleeper)
+    taker = taker_of(marks)
     assert looks_until_lost(taker, has_step=True, is_stopped=False) == LOOKS_MAX
+
+
+def test_a_process_that_others_keep_from_running_is_given_the_time_they_took() -> None:
+    delays = (Usage(delayed_ns=number * 50_000_000) for number in range(LOOKS_MAX))
+    marks = Marks.private()
+    marks.work(MOMENT_NS)
+    taker = PulseTaker(Eye(marks, delays.__next__))
+    looks = looks_until_lost(taker, has_step=True, is_stopped=False)
+    assert 2 * SILENCE_SECONDS_MIN < looks / 10 < 4 * SILENCE_SECONDS_MIN

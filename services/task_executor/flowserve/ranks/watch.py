@@ -28,8 +28,8 @@ class Watch:
         """`own` are the marks of rank 0, here; `report` is told once, what is wrong."""
         self._ranks = ranks
         self._report = report
-        self._own = Eye(own, os.getpid())
-        self._eyes = [Eye(rank.marks, rank.process.pid) for rank in ranks]
+        self._own = Eye.on(own, os.getpid())
+        self._eyes = [Eye.on(rank.marks, rank.process.pid) for rank in ranks]
         self._stopped_looks = [0] * len(ranks)
         self._closing_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._watch, name="watch-ranks", daemon=True)
