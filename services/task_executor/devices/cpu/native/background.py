@@ -14,9 +14,9 @@ Loaded = TypeVar("Loaded")
 
 
 class BackgroundBuild(Generic[Loaded]):
-    def __init__(self, source: Path, load: Callable[[Path], Loaded]) -> None:
-        """`load` may raise OSError."""
-        self._source, self._load = source, load
+    def __init__(self, load: Callable[[Path], Loaded], *sources: Path) -> None:
+        """The first source that can be had; `load` may raise OSError."""
+        self._load, self._sources = load, sources
         self._loaded: Loaded | None = None
         self._thread = threading.Thread(target=self._build, name="build-native", daemon=True)
         self._thread.start()
@@ -30,7 +30,10 @@ class BackgroundBuild(Generic[Loaded]):
         return self._loaded
 
     def _build(self) -> None:
-        try:
-            self._loaded = self._load(build(self._source))
-        except (NoLibrary, OSError) as error:
-            log.info("%s is left to torch, which is slower: %s", self._source.stem, error)
+        for source in self._sources:
+            try:
+                self._loaded = self._load(build(source))
+                return
+            except (NoLibrary, OSError) as error:
+                log.info("%s cannot be had here: %s", source.stem, error)
+        log.info("%s is left to torch, which is slower", self._sources[-1].stem)

@@ -86,4 +86,4 @@ class DecodeRows:
 @cache
 def begin_build() -> BackgroundBuild[DecodeAttention]:
     """One for the process."""
-    return BackgroundBuild(SOURCE, DecodeAttention)
+    return BackgroundBuild(DecodeAttention, SOURCE)

@@ -102,4 +102,4 @@ class RowOperations:
 @cache
 def begin_build() -> BackgroundBuild[RowOperations]:
     """One for the process."""
-    return BackgroundBuild(SOURCE, RowOperations)
+    return BackgroundBuild(RowOperations, SOURCE)
