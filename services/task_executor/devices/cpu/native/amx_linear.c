@@ -36,7 +36,8 @@
 #define VALUES (PARTS * TILE)                     /* bytes of a block of a tile of values */
 #define WEIGHTS(PARTS) ((PARTS)*QUARTERS * TILE)  /* bytes of a block of a panel, ready */
 #define UNCUT (DEPTH * WIDTH * 4)                 /* bytes of one that is not */
-#define SLICE 16 /* blocks at most: a longer sum loses digits */
+#define SLICE 32 /* blocks at most: a longer sum loses digits */
+#define AHEAD 4  /* blocks from what is computed to what is fetched */
 /* Bytes of weights that meet all rows before the next ones do: they stay in the nearest cache. */
 #define BITE (2 * WEIGHTS(PARTS))
 /* Tiles, and bytes of them, that meet all panels before the next tiles do: they stay in the
@@ -142,8 +143,8 @@ void pack_weight(int64_t parts, const float *weight, char *panels, int64_t outpu
 static void turn(const Product *it, int64_t tile) {
     char *out = it->turned + tile * it->blocks * VALUES;
     const int64_t first = tile * ROWS, left = it->rows - first, count = left < ROWS ? left : ROWS;
-    for (int64_t r = 0; r < count; r++)
-        for (int64_t b = 0; b < it->blocks; b++) {
+    for (int64_t b = 0; b < it->blocks; b++)
+        for (int64_t r = 0; r < count; r++) {
             const float *values = it->values + (first + r) * it->inputs + b * DEPTH;
             const int64_t inputs = it->inputs - b * DEPTH;
             cut_pairs(PARTS, 1, _mm512_maskz_loadu_ps(lanes(inputs), values),
@@ -152,24 +153,32 @@ static void turn(const Product *it, int64_t tile) {
         }
 }
 
-/* Part `index` of `parts` of memory that is read soon, if any. */
-ALWAYS void fetch(const char *ahead, const int64_t bytes, const int64_t index, const int64_t parts) {
-    const int64_t lines = bytes / LINE;
-    if (!ahead) return;
+/* Part `index` of `parts` of some lines. */
+ALWAYS void fetch(const char *ahead, const int64_t lines, const int64_t index,
+                  const int64_t parts) {
 #pragma GCC unroll 32
     for (int64_t line = cut(index, parts, lines); line < cut(index + 1, parts, lines); line++)
         __builtin_prefetch(ahead + line * LINE, 0, 2);
 }
 
+/* The lines of a block ahead that are fetched while one is cut, and while it is multiplied: reading
+ * should never pause. */
+#define CUT_LINES (3 * LANES)
+static inline int64_t tile_lines(int parts) {
+    return block_bytes(parts) / LINE - (parts < 3 ? 0 : CUT_LINES);
+}
+
 /* A block that is not cut yet -> [part][quarter] tiles. */
-static void cut_block(const char *block, char *out) {
-    for (int64_t r = 0; r < LANES; r++)
+static void cut_block(const char *block, char *out, const char *ahead) {
+    for (int64_t r = 0; r < LANES; r++) {
+        fetch(ahead + tile_lines(3) * LINE, CUT_LINES, r, LANES);
 #pragma GCC unroll 4
         for (int64_t q = 0; q < QUARTERS; q++) {
             const float *in = (const float *)block + (r * QUARTERS + q) * 2 * LANES;
             cut_pairs(3, 0, _mm512_loadu_ps(in), _mm512_loadu_ps(in + LANES),
                       out + q * TILE + r * LINE, QUARTERS * TILE);
         }
+    }
 }
 
 /* GCC does not know that to load a tile, or the shapes of all, reads memory. */
@@ -188,7 +197,7 @@ ALWAYS void one_tile(const int parts, const char *values, const char *weights, i
     LOAD_SUMS(1, sums + LANES)
     LOAD_SUMS(2, sums + 2 * LANES)
     LOAD_SUMS(3, sums + 3 * LANES)
-#define FETCH(INDEX) fetch(ahead, block_bytes(parts), INDEX, parts * QUARTERS);
+#define FETCH(INDEX) if (ahead) fetch(ahead, tile_lines(parts), INDEX, parts * QUARTERS);
 #define WEIGHT(PART, Q) LOAD(7, weights + ((PART)*QUARTERS + (Q)) * TILE)
 #define FIRST(Q) FETCH(Q) WEIGHT(0, Q) MULTIPLY(Q, 4, 7) MULTIPLY(Q, 5, 7) MULTIPLY(Q, 6, 7)
 #define SECOND(Q) FETCH(4 + Q) WEIGHT(1, Q) MULTIPLY(Q, 5, 7) MULTIPLY(Q, 4, 7)
@@ -220,7 +229,7 @@ ALWAYS void two_tiles(const int parts, const int half, const char *values, int64
     LOAD_SUMS(1, sums + LANES)
     LOAD_SUMS(2, more)
     LOAD_SUMS(3, more + LANES)
-#define FETCH(INDEX) fetch(ahead, block_bytes(parts), half * steps + INDEX, 2 * steps);
+#define FETCH(STEP) if (ahead) fetch(ahead, tile_lines(parts), half * steps + STEP, 2 * steps);
 #define WEIGHT(TO, PART, Q) LOAD(TO, weights + ((PART)*QUARTERS + (Q)) * TILE)
 #define HALF(PART) WEIGHT(6, PART, 0) WEIGHT(7, PART, 1)
 #define BOTH(PART) LOAD(4, values + (PART)*TILE) LOAD(5, others + (PART)*TILE)
@@ -261,7 +270,7 @@ static void store(const Product *it, const float *sums, int64_t tile, int64_t pa
 }
 
 /* Some tiles times a slice of a panel. A bite of it stays in the nearest cache while one tile after
- * the other meets it; meanwhile the same blocks of the panel that comes next are fetched. */
+ * the other meets it; meanwhile blocks ahead are fetched, in the end those of the next panel. */
 ALWAYS void take_slice(const int parts, const Product *it, Range range, int64_t panel,
                        const char *next) {
     float sums[TILES_MAX * ROWS * WIDTH] __attribute__((aligned(LINE)));
@@ -277,9 +286,11 @@ ALWAYS void take_slice(const int parts, const Product *it, Range range, int64_t 
         const int64_t count = end - begin < most ? end - begin : most;
         const char *weights = is_uncut ? room : blocks + begin * block;
         const char *values = it->turned + range.tile * stride + begin * VALUES;
-        const char *ahead = next + begin * block;
+        const int64_t later = begin + AHEAD, over = later - end < range.blocks ? later - end : 0;
+        const char *ahead =
+            later < end ? blocks + later * block : next + (range.block + over) * block;
         for (int64_t b = 0; b < count && is_uncut; b++)
-            cut_block(blocks + (begin + b) * block, room + b * WEIGHTS(parts));
+            cut_block(blocks + (begin + b) * block, room + b * WEIGHTS(parts), ahead + b * block);
         for (int64_t t = 0; t < range.tiles; t += 2, values += 2 * stride, ahead = 0) {
             float *sum = sums + t * ROWS * WIDTH;
             if (t + 1 == range.tiles) {
