@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from deepflow.bench.processes import child
 from deepflow.bench.roofline import GemmWork
 from deepflow.bench.sse_client import BenchError
-from deepflow.lifecycle import bound_to_parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +125,10 @@ def ceiling_of(device: str) -> Ceiling | None:
 
 
 def measure(ceiling: Ceiling) -> float:
-    command = [sys.executable, "-m", *ceiling.command()]
-    done = subprocess.run(bound_to_parent(command), capture_output=True, text=True, check=False)
-    if done.returncode:
-        (*_, last) = ["it ended without a word", *done.stderr.strip().splitlines()]
+    command, pipe = [sys.executable, "-m", *ceiling.command()], subprocess.PIPE
+    with child(command, stdout=pipe, stderr=pipe, text=True) as process:
+        output, words = map(str, process.communicate())
+    if process.returncode:
+        (*_, last) = ["it ended without a word", *words.strip().splitlines()]
         raise BenchError(f"the device could not be measured: {last}")
-    return float(done.stdout.splitlines()[-1])
+    return float(output.splitlines()[-1])

@@ -1,17 +1,18 @@
 """The engines of a benchmark: each runs in a process of its own, behind one protocol."""
 
+import contextlib
 import json
+import os
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 from deepflow.bench.peers.protocol import Setup
+from deepflow.bench.processes import child
 from deepflow.bench.sse_client import BenchError
-from deepflow.lifecycle import bound_to_parent
 
 STOP_SECONDS_MAX = 60.0
 
@@ -38,37 +39,34 @@ class Worker:
         return answer
 
 
-@contextmanager
+@contextlib.contextmanager
 def worker_of(name: str, command: list[str], setup: Setup, scratch: Path) -> Iterator[Worker]:
     """Ready when this yields; ended, with all it started, when the block ends."""
     log = scratch / f"{name}.log"
     began = time.monotonic()
-    with log.open("wb") as stderr:
-        process = _start(command, stderr)
-    worker = Worker(name, process, log)
-    try:
-        worker.ask(asdict(setup))
-        worker.answer()
-        worker.ready_s = time.monotonic() - began
-        yield worker
-    except BrokenPipeError:
-        worker.answer()  # raises with the end of the log
-        raise
-    finally:
-        assert process.stdin is not None
+    with log.open("wb") as stderr, _process(command, stderr, scratch) as process:
+        worker = Worker(name, process, log)
         try:
-            process.stdin.close()
+            worker.ask(asdict(setup))
+            worker.answer()
+            worker.ready_s = time.monotonic() - began
+            yield worker
+        except BrokenPipeError:
+            worker.answer()  # raises with the end of the log
+            raise
+
+
+@contextlib.contextmanager
+def _process(
+    command: list[str], stderr: IO[bytes], scratch: Path
+) -> "Iterator[subprocess.Popen[str]]":
+    """The end of its input is its end. One that is killed leaves files in `scratch` alone."""
+    pipe, environment = subprocess.PIPE, os.environ | {"TMPDIR": str(scratch)}
+    with child(
+        command, stdin=pipe, stdout=pipe, stderr=stderr, text=True, env=environment
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_SECONDS_MAX)
-        except (BrokenPipeError, subprocess.TimeoutExpired):
-            process.kill()
-            process.wait()
-
-
-def _start(command: list[str], stderr: IO[bytes]) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        bound_to_parent(command),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-    )

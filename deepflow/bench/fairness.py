@@ -145,7 +145,7 @@ async def _crowd(options: FairnessOptions, port: int, key: str) -> AsyncIterator
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(SETTLE_SECONDS)
+    await asyncio.sleep(SETTLE_SECONDS)
 
 
 def _latency(answers: list[Answer]) -> Latency:

@@ -1,4 +1,4 @@
-"""The servers a benchmark starts for itself, and what they cost."""
+"""The processes a benchmark starts for itself, and what they cost."""
 
 import contextlib
 import json
@@ -40,12 +40,13 @@ def stack(
     command = [sys.executable, "-m", "deepflow.cli.main", "up", "--json", *arguments]
     with (
         log.open("wb") as stderr,
-        _child(command, stdout=subprocess.PIPE, stderr=stderr, env=environment) as child,
+        child(command, stdout=subprocess.PIPE, stderr=stderr, env=environment) as up,
     ):
-        assert child.stdout is not None
-        for line in child.stdout:
+        assert up.stdout is not None
+        for line in up.stdout:
             if _is_ready(line):
-                yield psutil.Process(child.pid)
+                yield psutil.Process(up.pid)
+                _end(up)
                 return
         raise BenchError(f"the stack did not start; see {log}:\n{log.read_text()[-2000:]}")
 
@@ -53,13 +54,14 @@ def stack(
 @contextlib.contextmanager
 def server(command: list[str], port: int) -> Iterator[psutil.Process]:
     """One process that listens on `port` when this yields."""
-    with _child([sys.executable, *command]) as child:
+    with child([sys.executable, *command]) as process:
         deadline = time.monotonic() + START_SECONDS_MAX
         while not _listens(port):
-            if child.poll() is not None or time.monotonic() > deadline:
+            if process.poll() is not None or time.monotonic() > deadline:
                 raise BenchError(f"{' '.join(command)} did not start")
             time.sleep(0.02)
-        yield psutil.Process(child.pid)
+        yield psutil.Process(process.pid)
+        _end(process)
 
 
 def cpu_seconds_by_name(root: psutil.Process) -> dict[str, float]:
@@ -81,17 +83,41 @@ def _name_of(process: psutil.Process) -> str:
 
 
 @contextlib.contextmanager
-def _child(command: list[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    child = subprocess.Popen(bound_to_parent(command), start_new_session=True, **options)
+def child(command: list[str], **options: Any) -> Iterator["subprocess.Popen[Any]"]:
+    """The block ends it. What still runs behind the block, because that was interrupted or has
+    waited long enough, is killed with all below it."""
+    # A session of its own: Ctrl-C in a terminal is for us.
+    process = subprocess.Popen(bound_to_parent(command), start_new_session=True, **options)
     try:
-        yield child
+        yield process
     finally:
-        child.send_signal(signal.SIGTERM)
-        try:
-            child.wait(STOP_SECONDS_MAX)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        if process.poll() is None:
+            _kill_tree(psutil.Process(process.pid))
+            process.wait()
+
+
+def _end(process: "subprocess.Popen[Any]") -> None:
+    process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_SECONDS_MAX)
+
+
+def _kill_tree(root: psutil.Process) -> None:
+    """Returns when none of it runs, for until then it may write to what we remove."""
+    tree = [root, *root.children(recursive=True)]
+    for process in tree:  # the root first, for it would replace the others
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    deadline = time.monotonic() + STOP_SECONDS_MAX
+    while any(map(_runs, tree)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """A zombie does not: whoever has to reap it may be slow."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _is_ready(line: bytes) -> bool:

@@ -1,14 +1,14 @@
 """`deepflow bench`: measure this machine, beside a ceiling or a peer, in one run."""
 
 import json
-import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Never
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from deepflow.cli.bench_ending import told_to_end
 from deepflow.cli.common import EXIT_BAD_OPTION, EXIT_FAILED, fail
 from deepflow.cli.model_options import PipelineParallelOption, TensorParallelOption
 
@@ -31,14 +31,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print only the JSON object
 
 
 @app.callback()
-def end_like_ctrl_c(context: typer.Context) -> None:
-    """A SIGTERM, too, takes along what a benchmark started and wrote: weights are large."""
-    former = signal.signal(signal.SIGTERM, _end)
-    context.call_on_close(lambda: signal.signal(signal.SIGTERM, former))
-
-
-def _end(number: int, _frame: object) -> Never:
-    raise SystemExit(128 + number)
+def end_when_told(context: typer.Context) -> None:
+    """Around every benchmark."""
+    context.with_resource(told_to_end())
 
 
 @app.command()

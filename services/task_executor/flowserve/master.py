@@ -153,9 +153,9 @@ class Master:
         """End every sequence and give the device back."""
         self._cancel_held(self._held.release_all())
         self._scheduler.cancel_all()
-        while self._running:
-            with contextlib.suppress(Exception):  # nobody is left whom it could concern
-                self._land()
+        self._void_running()  # nobody is left whom it could concern, however it ended
+        if self._clock is not None:
+            self._clock.end()
         output = self._take_output()
         if self._tiers is not None:
             self._tiers.mover.close()
@@ -317,7 +317,7 @@ class Master:
         self.trace.spans.append(span)
 
     def _void_running(self) -> None:
-        """What was planned behind a failed step stands on nothing."""
+        """Behind a failed step it stands on nothing."""
         self._spans.clear()
         while self._running:
             self._running.popleft()
