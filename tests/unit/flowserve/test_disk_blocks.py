@@ -1,8 +1,12 @@
 """A file is a block only where it proves to be whole and the one that was asked for."""
 
+import errno
+import logging
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +16,7 @@ import pytest
 from deepflow.core.parallel import Layout, Place
 from services.task_executor.flowserve.rtc.copies import BlockCopy, Tier
 from services.task_executor.flowserve.tiers.disk_blocks import HEADER_BYTES, BadBlock, DiskBlocks
+from services.task_executor.flowserve.tiers.disk_folder import usual_folder
 
 SIZE = 1000
 DATA = os.urandom(SIZE)
@@ -127,3 +132,57 @@ def test_a_former_life_is_removed_and_a_present_one_is_not(tmp_path: Path) -> No
     alive.close()
     other.close()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("removed", ["its own", "the one around it"])
+def test_a_folder_that_was_removed_is_made_again(
+    tmp_path: Path, removed: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = DiskBlocks(tmp_path / "kv")
+    disk.write(copy_of(7), memoryview(DATA))
+    former = disk.folder
+    shutil.rmtree(former if removed == "its own" else former.parent)
+    with pytest.raises(OSError, match="No such file"):
+        read(disk, copy_of(7))
+    assert not caplog.records, "what cannot be read is only a miss"
+    for block in (8, 9):
+        disk.write(copy_of(block), memoryview(DATA))
+        assert read(disk, copy_of(block)) == DATA
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert f"{former} was removed" in record.message and str(disk.folder) in record.message
+    assert [it.stat().st_mode & 0o777 for it in (disk.folder, disk.folder.parent)] == [0o700] * 2
+    other = DiskBlocks(tmp_path / "kv")  # which removes what is nobody's
+    assert read(disk, copy_of(8)) == DATA
+    other.close()
+    disk.close()
+    assert not list((tmp_path / "kv").iterdir())
+
+
+def test_what_somebody_else_puts_in_the_place_of_a_removed_folder_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where all users share what is around it; the next copy tries again."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    disk = DiskBlocks(usual_folder())
+    shutil.rmtree(usual_folder())
+    (tmp_path / "elsewhere").mkdir()
+    usual_folder().symlink_to(tmp_path / "elsewhere")
+    for _ in range(2):
+        with pytest.raises(PermissionError, match="belongs to somebody else"):
+            disk.write(copy_of(7), memoryview(DATA))
+    assert not list((tmp_path / "elsewhere").iterdir())
+    usual_folder().unlink()
+    disk.write(copy_of(7), memoryview(DATA))
+    assert read(disk, copy_of(7)) == DATA
+    disk.close()
+
+
+def test_a_full_disk_costs_the_blocks_that_it_does_not_take(disk: DiskBlocks) -> None:
+    (disk.folder / "8.kv").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        disk.write(copy_of(8), memoryview(DATA))
+    assert not os.path.lexists(disk.folder / "8.kv"), "a part of a block takes room for nothing"
+    assert read(disk, copy_of(7)) == DATA
+    disk.write(copy_of(8), memoryview(DATA))
+    assert read(disk, copy_of(8)) == DATA

@@ -1,8 +1,6 @@
 """How many blocks the tiers of a Load have, and whoever moves them."""
 
 import shutil
-import tempfile
-from os import getuid
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,18 +11,13 @@ from services.task_executor.flowserve.config import EngineConfig
 from services.task_executor.flowserve.messages import Load
 from services.task_executor.flowserve.tiers.base import DeviceBlocks, TierMover
 from services.task_executor.flowserve.tiers.cost_file import CostFile
-from services.task_executor.flowserve.tiers.disk_blocks import (
-    ALONE,
-    HEADER_BYTES,
-    DiskBlocks,
-    remove_former_lives,
-)
+from services.task_executor.flowserve.tiers.disk_blocks import ALONE, HEADER_BYTES, DiskBlocks
+from services.task_executor.flowserve.tiers.disk_folder import open_folder, usual_folder
 from services.task_executor.flowserve.tiers.dram_blocks import DramBlocks
 from services.task_executor.flowserve.tiers.mover import ThreadedMover
 
 # More only makes the index large: half a gigabyte of it.
 TIER_BLOCKS_MAX = 1 << 20
-FOLDER_DEFAULT = "deepflow-kv"
 
 
 class Tiers(NamedTuple):
@@ -82,9 +75,9 @@ def prepare_folder(config: EngineConfig, load: Load, block_bytes: int, *, ranks:
 
     Raises ValueError where there must be such a folder and it cannot be had, or has no room.
     """
-    folder = _folder_of(load)
+    folder = Path(load.kv_disk_folder) if load.kv_disk_folder else usual_folder()
     if config.kv_disk_blocks:
-        _open_folder(folder, is_shared=not load.kv_disk_folder)
+        _open_folder(folder)
         _require_room(folder, config.kv_disk_blocks * disk_block_bytes(block_bytes, ranks))
     return folder
 
@@ -108,23 +101,12 @@ def disk_block_bytes(block_bytes: int, ranks: int = 1) -> int:
     return ranks * HEADER_BYTES + block_bytes
 
 
-def _folder_of(load: Load) -> Path:
-    usual = Path(tempfile.gettempdir()) / f"{FOLDER_DEFAULT}-{getuid()}"
-    return Path(load.kv_disk_folder) if load.kv_disk_folder else usual
-
-
-def _open_folder(path: Path, *, is_shared: bool) -> None:
-    """Where all users share what is around it nobody else's is taken: he could change what we read.
-
-    Raises ValueError.
-    """
+def _open_folder(folder: Path) -> None:
+    """Raises ValueError."""
     try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if is_shared and (path.is_symlink() or path.stat().st_uid != getuid()):
-            raise ValueError(f"kv_disk_folder {path} belongs to somebody else: name another")
-        remove_former_lives(path)
+        open_folder(folder)
     except OSError as error:
-        raise ValueError(f"kv_disk_folder {path}: {error.strerror}") from error
+        raise ValueError(f"kv_disk_folder {folder}: {error.strerror}") from error
 
 
 def _require_room(folder: Path, disk_bytes: int) -> None:

@@ -7,29 +7,28 @@ say and prove it all is no block: a file that is short, damaged, foreign or miss
 
 Every life of a rank has a folder of its own, which it locks and empties: what an earlier life left
 is removed at the start, for a cold start that reads nothing is quicker than one that must check
-what it finds, and the index in which the files were known is gone with the process anyway.
+what it finds, and the index in which the files were known is gone with the process anyway. Where
+somebody removes that folder, the next block that is written begins another.
 """
 
-import fcntl
+import logging
 import os
 import shutil
 import struct
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from deepflow.core.parallel import Layout, Place
 from services.task_executor.flowserve.rtc.copies import BlockCopy
+from services.task_executor.flowserve.tiers.disk_folder import new_life, open_folder
+
+log = logging.getLogger(__name__)
 
 _HEADER = struct.Struct("<8s8s16s16sQQ")
 _PLACE = struct.Struct("<4H")
 _MAGIC = b"DFKVBLK2"
 HEADER_BYTES = _HEADER.size
-_LOCK = "in-use"
-_PREFIX = "life-"
 ALONE = Place(Layout(), 0)
 
 
@@ -42,20 +41,16 @@ class DiskBlocks:
         """Raises OSError where the folder cannot be had."""
         layout = place.layout
         self._place = _PLACE.pack(place.part, layout.tensor, place.stage, layout.pipeline)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        remove_former_lives(folder)
-        with _alone_in(folder):
-            prefix = f"{_PREFIX}rank-{place.rank}-"
-            self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
-            self._lock = _lock(self.folder)
-        assert self._lock is not None, "somebody else locks a folder that was just made"
+        self._around, self._name = folder, f"rank-{place.rank}"
+        self.folder, self._lock = self._begin()
 
     def write(self, copy: BlockCopy, data: memoryview) -> None:
-        """Raises OSError where the disk does not take it."""
-        header = self._header(copy, data)
-        with self._path(copy.target_block).open("wb", buffering=0) as file:
-            for part in (memoryview(header), data):
-                _write_all(file.fileno(), part)
+        """For one thread at a time. Raises OSError where the disk does not take it."""
+        try:
+            self._write(copy, data)
+        except FileNotFoundError:
+            self._begin_anew()
+            self._write(copy, data)
 
     def read(self, copy: BlockCopy, into: memoryview) -> None:
         """Raises BadBlock or OSError."""
@@ -68,8 +63,27 @@ class DiskBlocks:
 
     def close(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-        if self._lock is not None:
-            os.close(self._lock)
+        os.close(self._lock)
+
+    def _begin(self) -> tuple[Path, int]:
+        open_folder(self._around)
+        return new_life(self._around, self._name)
+
+    def _begin_anew(self) -> None:
+        removed, lock = self.folder, self._lock
+        self.folder, self._lock = self._begin()
+        os.close(lock)
+        log.warning("%s was removed, with the KV in it: %s is in its place", removed, self.folder)
+
+    def _write(self, copy: BlockCopy, data: memoryview) -> None:
+        path = self._path(copy.target_block)
+        with path.open("wb", buffering=0) as file:
+            try:
+                for part in (memoryview(self._header(copy, data)), data):
+                    _write_all(file.fileno(), part)
+            except OSError:  # a part of a block is none, and others need the room
+                path.unlink(missing_ok=True)
+                raise
 
     def _path(self, block: int) -> Path:
         return self.folder / f"{block}.kv"
@@ -77,42 +91,6 @@ class DiskBlocks:
     def _header(self, copy: BlockCopy, data: memoryview) -> bytes:
         tokens, checksum = xxh3_128_digest(copy.content), xxh3_64_intdigest(data)
         return _HEADER.pack(_MAGIC, self._place, copy.identity, tokens, len(data), checksum)
-
-
-def remove_former_lives(folder: Path) -> None:
-    """Whoever lives holds a lock, which the kernel drops however he ends."""
-    with _alone_in(folder):
-        for entry in folder.glob(f"{_PREFIX}*"):
-            lock = _lock(entry)
-            if lock is not None:
-                shutil.rmtree(entry, ignore_errors=True)
-                os.close(lock)
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Ranks start at once: a folder that one has made and not yet locked looks like a former life
-    to the others."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the lock; None where somebody else does, or the folder is gone."""
-    try:
-        lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        return None
-    return lock
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:
