@@ -132,6 +132,15 @@ def test_a_fetch_that_never_ends_is_computed_and_tried_again_when_copies_end() -
     assert harness.started[answer(harness, prompt)] == len(PREFIX)
 
 
+def test_who_is_alone_with_a_fetch_knows_when_to_look_again() -> None:
+    """Nobody else plans a step, and a copy that never ends wakes nobody."""
+    harness = make_harness(0, 40)
+    put_away(harness)
+    harness.submit([*PREFIX, 9, 9], 3)
+    assert harness.step() is None
+    assert harness.scheduler.prefetch.watch.stalls_at == harness.now + PATIENCE_SECONDS
+
+
 def test_who_decodes_takes_room_from_others_where_copies_never_end() -> None:
     """Blocks that are being put away come back by themselves; not from a disk that is stuck."""
     harness = make_harness(0, 40, kv_blocks=12)

@@ -51,6 +51,13 @@ class Prefetch:
         if not self._cache.has_tiers:
             return
         self.watch.look(now, num_copying=self._cache.num_copying)
+        self._consider_some(waiting, spare, now, step)
+        # What has just begun is watched from now on: if it never ends, there is no next time.
+        self.watch.look(now, num_copying=self._cache.num_copying)
+
+    def _consider_some(
+        self, waiting: Iterable[Sequence], spare: int, now: float, step: int
+    ) -> None:
         for sequence in islice(waiting, LOOKAHEAD):
             if len(self._begun) >= POPULATES_MAX:
                 return
