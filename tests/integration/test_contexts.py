@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from deepflow import clock, rpc
 from deepflow.errors import DeepFlowError, InvalidRequest, NotFound, RateLimited, Unavailable
-from deepflow.v1 import contexts_pb2, jobs_pb2
+from deepflow.v1 import contexts_pb2, jobs_pb2, tasks_pb2
 from deepflow.v1 import types_pb2 as types
 from deepflow.v1.contexts_pb2_grpc import (
     ContextCacheServiceStub,
@@ -118,21 +118,24 @@ class Town:
         )
         return answer
 
-    async def use(self, context_id: str, cached: int, text: str = "and?") -> list[int]:
+    async def use(self, context_id: str, cached: int, **fields: Any) -> list[int]:
         """One whole answer, of whose prompt so much was found; answers the prompt's tokens."""
         self._handle += 1
         before = {id(keeper): len(keeper.tasks) for keeper in self.keepers}
         await self.gateway.submit(
-            self._handle, chat=text, context_cache_id=context_id, context=whose()
+            self._handle, chat="and?", context_cache_id=context_id, context=whose(), **fields
         )
         await until(
             lambda: any(len(it.tasks) > before[id(it)] for it in self.keepers), what="the task"
         )
         keeper = next(it for it in self.keepers if len(it.tasks) > before[id(it)])
         handle, task = list(keeper.tasks.items())[-1]
+        if task.sampling.HasField("prompt_logprobs"):
+            keeper.send(tasks_pb2.TaskTokenBatch(prompt_logprobs=[scores(handle, task)]))
         keeper.emit(handle, [5])
         keeper.finish(handle, cached=cached)
-        await self.gateway.until_finished(self._handle)
+        end = await self.gateway.until_finished(self._handle)
+        assert not end.HasField("error")
         return list(task.prompt_token_ids)
 
     async def refusal(self, context_id: str, **fields: Any) -> types.Error:
@@ -148,6 +151,14 @@ class Town:
 
 def whose(salt: bytes = SALT) -> types.WorkContext:
     return types.WorkContext(tenant="t", cache_salt=salt, request_id="req-1")
+
+
+def scores(handle: int, task: tasks_pb2.Task) -> tasks_pb2.PromptLogprobs:
+    """Of all tokens but the first."""
+    count = len(task.prompt_token_ids) - 1
+    return tasks_pb2.PromptLogprobs(
+        handle=handle, first_position=1, logprobs=[-1.0] * count, ranks=[1] * count
+    )
 
 
 def making(**fields: Any) -> contexts_pb2.CreateContextCacheRequest:
@@ -170,6 +181,7 @@ async def store(redis: ServerProcess) -> AsyncIterator[KvStoreServer]:
             port=0,
             cluster_token=TOKEN,
             redis_url=redis.url,
+            redis_command_seconds=SECONDS,
             initialise=True,
             nats_url=f"nats://{NOWHERE}",
             cluster_manager_address=NOWHERE,
@@ -205,7 +217,7 @@ async def test_what_was_kept_is_where_every_prompt_begins(town: Town, tokenizer:
     made = await town.make(name="rules", is_pinned=True)
     (keep,) = town.keeps
     assert (keep.cache_salt, keep.is_pinned, keep.model) == (SALT, True, "demo")
-    assert 59 < keep.ttl_seconds <= 60
+    assert 30 < keep.ttl_seconds <= 60
     record = made.cache.record
     assert (record.num_tokens, made.usage.prompt_tokens) == (len(keep.token_ids),) * 2
     assert (made.usage.cached_tokens, made.cache.kv_bytes) == (2, 1024)
@@ -223,6 +235,14 @@ async def test_what_was_lost_is_kept_anew_where_it_was_used(town: Town) -> None:
     first, again = town.keeps
     assert list(again.token_ids) == list(first.token_ids)
     assert 0 < again.ttl_seconds <= first.ttl_seconds <= 60
+
+
+async def test_one_whose_prompt_has_to_be_computed_is_not_kept_anew(town: Town) -> None:
+    """Its log probabilities were asked for: that nothing was found says nothing of what is kept."""
+    first = (await town.make()).cache.record
+    await town.use(first.id, cached=0, sampling=types.SamplingParams(prompt_logprobs=0))
+    second = (await town.make()).cache.record  # a longer way than that of a renewal
+    assert [it.context_id for it in town.keeps] == [first.id, second.id]
 
 
 async def test_a_deleted_context_does_not_come_back(town: Town) -> None:

@@ -87,10 +87,19 @@ class Contexts:
         return prefer_holders(group, hits)
 
     def used(
-        self, context: UsedContext, task_executor_id: str, prompt: list[int], cached_tokens: int
+        self,
+        context: UsedContext,
+        task_executor_id: str,
+        prompt: list[int],
+        cached_tokens: int,
+        *,
+        is_scored: bool,
     ) -> None:
         """So much of a prompt was found there. What should have been and was not is kept anew:
-        the task executor is another one, or has lost it, and has just computed it."""
+        the task executor is another one, or has lost it, and has just computed it.
+
+        `is_scored`: all of it had to be computed, whatever is kept there.
+        """
         if not context.begins(prompt):
             metrics.CONTEXT_USES.labels("parted").inc()
             return
@@ -98,6 +107,8 @@ class Contexts:
             metrics.CONTEXT_USES.labels("hit").inc()
             return
         metrics.CONTEXT_USES.labels("recomputed").inc()
+        if is_scored:
+            return
         name = (task_executor_id, context.record.id)
         if name in self._renewals or len(self._renewals) >= RENEWALS_MAX:
             return

@@ -274,8 +274,11 @@ class Job:
         """How much of it each answer found."""
         if self._context is None:
             return
+        is_scored = self._request.sampling.HasField("prompt_logprobs")
         for choice in self._choices:
             finish, where = choice.log.finish, choice.story.task_executor_id
             if finish is not None and where and finish.reason in _WHOLE:
                 cached = finish.usage.cached_tokens
-                self._parts.contexts.used(self._context, where, choice.prompt, cached)
+                self._parts.contexts.used(
+                    self._context, where, choice.prompt, cached, is_scored=is_scored
+                )
