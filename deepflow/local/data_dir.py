@@ -113,13 +113,18 @@ class DataDir:
         write_private(self._secrets, msgspec.json.encode(made))
         return made
 
-    def choose_ports(self, cluster_managers: int = 1) -> Ports:
-        """The ports of the last run, each replaced where somebody else took it."""
+    def choose_ports(self, cluster_managers: int = 1, *, besides: int = 0) -> Ports:
+        """The ports of the last run, each replaced where somebody else took it.
+
+        `besides` is promised to a gateway that does not listen yet.
+        """
         former = _read(self._ports, Ports) if self._ports.exists() else Ports()
         *singles, _ = Ports.__struct_fields__
         count = 2 * (cluster_managers - 1)
         standbys = (*former.standbys, *[0] * count)[:count]
-        chosen = keep_or_choose([*(getattr(former, name) for name in singles), *standbys])
+        wanted = [*(getattr(former, name) for name in singles), *standbys]
+        free = [0 if port == besides else port for port in wanted]
+        _, *chosen = keep_or_choose([besides, *free])
         known = dict(zip(singles, chosen, strict=False))
         ports = msgspec.convert(known | {"standbys": chosen[len(singles) :]}, Ports)
         write_private(self._ports, msgspec.json.encode(ports))

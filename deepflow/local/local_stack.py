@@ -49,7 +49,7 @@ class LocalStack:
             self.options,
             self.data,
             self.data.read_secrets(),
-            self.data.choose_ports(self.options.cluster_managers),
+            self.data.choose_ports(self.options.cluster_managers, besides=self.options.port),
         )
         commands = {
             "nats": nats_command(self.data, stack.ports, stack.secrets),
