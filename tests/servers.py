@@ -7,6 +7,8 @@ async with redis_server(tmp_path, "secret") as redis: await redis.kill(); await 
 
 import asyncio
 import contextlib
+import itertools
+import os
 import socket
 import subprocess
 import tempfile
@@ -17,11 +19,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psutil
+
 from deepflow.lifecycle import bound_to_parent
 from deepflow.local import binaries
 
-READY_SECONDS = 15.0
+READY_SECONDS = 60.0  # who needs so long is not slow, but gone
 POLL_SECONDS = 0.01
+# Below those that the kernel gives to whoever asks for any.
+PORTS = range(10_000, 32_000)
+# Each process begins elsewhere and gives none twice, so that nobody else takes one in between.
+_next_ports = (PORTS[(97 * os.getpid() + it) % len(PORTS)] for it in itertools.count())
 
 
 @dataclass
@@ -103,10 +111,16 @@ class ServerProcess:
 
 
 def free_port() -> int:
+    return next(port for port in _next_ports if _is_free(port))
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def nats_server(port: int = 0, *, user: str = "", password: str = "") -> ServerProcess:
@@ -158,3 +172,10 @@ def accepts(port: int) -> bool:
     """Whether somebody listens there; answers at once, because it asks the loopback only."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def listens(port: int) -> bool:
+    """Whether this process does; looks only, and does not connect: asyncio loses (and
+    warns of) a connection that it takes while its listener closes."""
+    own = psutil.Process().net_connections("tcp")
+    return any(it.status == psutil.CONN_LISTEN and it.laddr.port == port for it in own)

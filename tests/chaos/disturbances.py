@@ -15,7 +15,7 @@ LEADER, STANDBY, MANAGERS = "leader", "standby", "both cluster managers"
 VICTIMS = ("nats", "redis", "kv-store", LEADER, STANDBY)
 SILENT = ("nats", "redis", "kv-store", MANAGERS)
 SUSPENDED_SECONDS_MAX = 6.0
-WELL_SECONDS_MAX = 60.0
+WELL_SECONDS_MAX = 120.0
 LOOK_SECONDS = 0.05
 
 # Lets time pass for as long as it is told; tests may have something to do meanwhile.

@@ -13,6 +13,7 @@ import httpx
 BODY = {"prompt": "Once", "ignore_eos": True, "stream": True, "temperature": 0}
 TRIES_MAX = 200
 TRY_AGAIN_SECONDS = 0.05
+PATIENCE_SECONDS = 120.0
 
 
 class Load:
@@ -49,15 +50,23 @@ class Load:
     def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
-        for _ in self._threads:
-            assert self.flowing.acquire(timeout=30), f"no token came: {self.failures}"
+        try:
+            self._wait_until_all_flow()
+        except BaseException:
+            self._over.set()  # nobody goes on asking in the tests that follow
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
         for thread in self._threads:
-            thread.join(60)
+            thread.join(PATIENCE_SECONDS)
             assert not thread.is_alive(), "a client hangs"
+
+    def _wait_until_all_flow(self) -> None:
+        for _ in self._threads:
+            is_flowing = self.flowing.acquire(timeout=PATIENCE_SECONDS)
+            assert is_flowing, f"no token came: {self.failures}"
 
     def _ask_on(self) -> None:
         is_first = True
@@ -87,7 +96,7 @@ class Load:
         body, heard_at = self._body | {"prompt": prompt}, time.monotonic()
         # Nothing here speaks TLS; to read the certificates takes longer than a short answer.
         asked = httpx.stream(
-            "POST", url, json=body, headers=self._headers, timeout=60, verify=False
+            "POST", url, json=body, headers=self._headers, timeout=PATIENCE_SECONDS, verify=False
         )
         with asked as reply:
             if reply.status_code != 200:

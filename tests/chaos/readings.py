@@ -43,9 +43,9 @@ def baseline(mesh: Mesh) -> dict[str, float]:
     found: dict[str, float] = {}
     for name in mesh.names(*DATA_PATH):
         found |= {f"{name} {k}": v for k, v in mesh.metrics(name).items() if k in GAUGES}
-    (leader,) = mesh.leaders()
     members = "deepflow_cluster_manager_members{"
-    found |= {k: v for k, v in mesh.metrics(leader).items() if k.startswith(members)}
+    for leader in mesh.leaders():  # for a moment there may be none
+        found |= {k: v for k, v in mesh.metrics(leader).items() if k.startswith(members)}
     return found | {f"record {key}": 1.0 for key in mesh.records()}
 
 
@@ -89,7 +89,7 @@ class Sampler:
         while not self._over.wait(SAMPLE_SECONDS):
             with contextlib.suppress(psutil.Error, DeepFlowError):
                 self._look_at_processes()
-            self._look_at_links()
+                self._look_at_links()
 
     def _look_at_processes(self) -> None:
         for name, process in self._mesh.processes().items():

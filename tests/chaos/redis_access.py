@@ -13,7 +13,7 @@ from deepflow.local.data_dir import DataDir
 from deepflow.local.redis_users import OPERATOR
 from tests.chaos.mesh import Mesh
 
-CALL_SECONDS_MAX = 5.0
+CALL_SECONDS_MAX = 30.0
 
 
 @contextlib.contextmanager

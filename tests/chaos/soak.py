@@ -29,7 +29,7 @@ PROMPTS = [f"The story of the {number}th traveller. " * 6 for number in range(80
 SILENCE_SECONDS = 30.0
 # Well beyond the silences: what is suspended is to come back as it was, not as a new process.
 LIVENESS_SECONDS = "20"
-SETTLE_SECONDS_MAX = 60.0
+SETTLE_SECONDS_MAX = 120.0
 LINKED = ("gateway", "job_executor")
 # Ended jobs are remembered for a while; shorter here, for the end to be like the beginning.
 SETTINGS = {"DEEPFLOW_JOB_EXECUTOR_LOG_TTL_SECONDS": "1"}
@@ -41,6 +41,7 @@ class Plan:
     seed: int
     streams: int = 32
     silence_seconds: float = SILENCE_SECONDS  # 0: none that long
+    disturbances_min: int = 0  # however long they take
 
 
 def soak(plan: Plan, folder: Path) -> dict[str, Any]:
@@ -129,7 +130,8 @@ def _settled_baseline(mesh: Mesh) -> dict[str, float]:
 def _disturb(plan: Plan, disturber: Disturber, until: float) -> None:
     chance = random.Random(plan.seed)
     for disturbance in disturbances(chance, plan.silence_seconds):
-        if time.monotonic() + disturbance.seconds >= until:
+        is_time_up = time.monotonic() + disturbance.seconds >= until
+        if is_time_up and len(disturber.done) >= plan.disturbances_min:
             return
         disturber.apply(disturbance)
         time.sleep(chance.uniform(0.2, 2.0))

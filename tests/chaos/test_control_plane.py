@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from deepflow.cli.status import collect
@@ -16,12 +17,14 @@ from deepflow.demo import MODEL_DIR
 from deepflow.local.client import SupervisorClient
 from deepflow.local.data_dir import DataDir
 from tests.chaos.load import Load
-from tests.stack import Stack, running_stack, wait_until
+from tests.stack import ANSWER_SECONDS_MAX, Stack, running_stack, wait_until
+
+pytestmark = pytest.mark.timeout(600)
 
 DEVICE = ("--device", "emulated:ascend-910b")
 SEVERAL = (
     *("--cluster-managers", "2", "--gateways", "2"),
-    *("--job-executors", "2", "--task-executors", "2", "--liveness-seconds", "2"),
+    *("--job-executors", "2", "--task-executors", "2", "--liveness-seconds", "4"),
 )
 
 
@@ -67,9 +70,21 @@ def wait_until_replaced(stack: Stack, old: dict[str, Any]) -> None:
 
 def exit_codes(stack: Stack, name: str) -> list[str]:
     """Of every life that the supervisor saw end."""
-    lines = (stack.data_dir / "logs/supervisor.log").read_text().splitlines()
+    log = (stack.data_dir / "logs/supervisor.log").read_text()
+    lines = log.rpartition("\n")[0].splitlines()  # the last one may be half written
     messages = [str(json.loads(line)["message"]) for line in lines]
     return [m.split()[4].rstrip(";") for m in messages if m.startswith(f"{name} ended with code")]
+
+
+def wait_until_known(stack: Stack, model: str) -> None:
+    """A gateway hears of it a moment after the command that deployed it."""
+    for url in status(stack)["gateways"]:
+
+        def is_known(url: str = url) -> bool:
+            told = httpx.get(f"{url}/v1/models", timeout=ANSWER_SECONDS_MAX).json()
+            return model in [it["id"] for it in told["data"]]
+
+        wait_until(is_known, f"{url} to know {model}")
 
 
 def leader(stack: Stack) -> dict[str, Any]:
@@ -89,6 +104,7 @@ def test_killing_the_leader_changes_nothing_for_clients(stack: Stack, tmp_path: 
     assert load.failures == [] and load.answers >= 16
     assert len(load.texts) == 1
     assert leader(stack)["pid"] != pid
+    wait_until_known(stack, "second")
     with Load(status(stack)["gateways"], clients=2, max_tokens=4, model="second") as second:
         pass
     assert second.failures == []
@@ -99,8 +115,9 @@ def test_scaling_under_load_drops_nothing(stack: Stack) -> None:
     with load_on(stack) as load:
         for count in ("1", "2"):
             with ThreadPoolExecutor() as at_once:
-                for what in ("demo", "job-executors"):
-                    at_once.submit(stack.cli, "scale", what, count)
+                kinds = ("demo", "job-executors")
+                asked = [at_once.submit(stack.cli, "scale", what, count) for what in kinds]
+            assert [it.result().returncode for it in asked] == [0, 0]
             wait_until(lambda n=int(count): numbers(stack) == [n, n], f"{count} of each")  # type: ignore[misc]
     assert load.failures == []
     refused = stack.cli("scale", "nobody", "2", check=False)

@@ -12,28 +12,44 @@ import httpx
 import psutil
 import pytest
 
+from tests.chaos import slow_model
 from tests.stack import Stack, running_stack, wait_until
 
-LONG = {"prompt": "Once", "max_tokens": 900, "ignore_eos": True, "stream": True, "temperature": 0}
+pytestmark = pytest.mark.timeout(600)
+
+BODY = {"prompt": "Once", "ignore_eos": True, "stream": True, "temperature": 0}
+# Of about 12 ms each: many seconds in which a test may kill somebody, however busy the machine.
+TOKENS = 900
+# For a stream that is to be read to its end.
+FEWER_TOKENS = 250
+PATIENCE_SECONDS = 120.0
+# A busy machine may hold an engine up; none is called hung for it.
+SETTINGS = {
+    "DEEPFLOW_TASK_EXECUTOR_HANG_FLOOR_SECONDS": "4",
+    "DEEPFLOW_TASK_EXECUTOR_SUSPENDED_SECONDS": "600",
+}
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """An emulated accelerator: steps take a while, and a stopped engine is soon called hung."""
-    os.environ["DEEPFLOW_TASK_EXECUTOR_HANG_FLOOR_SECONDS"] = "1"
-    try:
-        folder = tmp_path_factory.mktemp("chaos") / "data"
-        with running_stack(folder, "--device", "emulated:ascend-910b") as running:
+    folder = tmp_path_factory.mktemp("chaos")
+    options = ["--model", str(slow_model.write(folder / "slow")), "--device", slow_model.DEVICE]
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in SETTINGS.items():
+            environment.setenv(name, value)
+        with running_stack(
+            folder / "data", *options, "--kv-memory", slow_model.KV_MEMORY
+        ) as running:
             yield running
-    finally:
-        del os.environ["DEEPFLOW_TASK_EXECUTOR_HANG_FLOOR_SECONDS"]
 
 
 class LongStream:
     """A streamed answer that a thread reads to its end."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, tokens: int = TOKENS) -> None:
         self._stack = stack
+        self._body = BODY | {"model": "slow", "max_tokens": tokens}
         self.events: list[dict[str, Any]] = []
         self.ended_with_done = False
         self.broken: httpx.HTTPError | None = None
@@ -42,11 +58,11 @@ class LongStream:
 
     def __enter__(self) -> "LongStream":
         self._thread.start()
-        assert self.flowing.wait(30), "no token came"
+        assert self.flowing.wait(PATIENCE_SECONDS), "no token came"
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.join(60)
+        self._thread.join(PATIENCE_SECONDS)
         assert not self._thread.is_alive(), "the client hangs"
 
     @property
@@ -58,14 +74,9 @@ class LongStream:
         return "".join(c["text"] for e in self.events for c in e.get("choices", []))
 
     def _read(self) -> None:
-        model = httpx.get(f"{self._stack.url}/v1/models").json()["data"][0]["id"]
+        url = f"{self._stack.url}/v1/completions"
         try:
-            with httpx.stream(
-                "POST",
-                f"{self._stack.url}/v1/completions",
-                json={**LONG, "model": model},
-                timeout=60,
-            ) as reply:
+            with httpx.stream("POST", url, json=self._body, timeout=PATIENCE_SECONDS) as reply:
                 assert reply.status_code == 200, reply.read()
                 for line in reply.iter_lines():
                     self._take(line)
@@ -128,10 +139,10 @@ def test_a_hung_engine_is_seen_by_its_shell_and_replaced(stack: Stack) -> None:
 @pytest.mark.parametrize("service", ["cluster_manager", "kv_store", "nats", "redis"])
 def test_streams_do_not_feel_the_control_plane_die(stack: Stack, service: str) -> None:
     stack.wait_until_it_answers()
-    with LongStream(stack) as undisturbed:
+    with LongStream(stack, FEWER_TOKENS) as undisturbed:
         pass
     pid = stack.pid_of(service)
-    with LongStream(stack) as stream:
+    with LongStream(stack, FEWER_TOKENS) as stream:
         os.kill(pid, signal.SIGKILL)
     assert stream.broken is None
     assert stream.error is None
@@ -154,7 +165,7 @@ def test_a_killed_supervisor_leaves_nothing_behind(tmp_path: Path) -> None:
         family = stack.family()
         assert len(family) >= 8
         stack.process.send_signal(signal.SIGKILL)
-        _, alive = psutil.wait_procs(family[1:], timeout=20)
+        _, alive = psutil.wait_procs(family[1:], timeout=PATIENCE_SECONDS)
         assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
 
 

@@ -9,7 +9,7 @@ from deepflow.v1.cache_pb2_grpc import KvIndexServiceStub, PromptTreeServiceStub
 from services.job_executor.prompt_tree.service import digest
 from tests.chaos.mesh import Mesh
 
-CALL_SECONDS_MAX = 10.0
+CALL_SECONDS_MAX = 30.0
 
 # By task executor: how many blocks, and what they combine to.
 Blocks = dict[str, tuple[int, bytes]]

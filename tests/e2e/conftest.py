@@ -5,7 +5,16 @@ import httpx
 import openai
 import pytest
 
-from tests.stack import Stack, running_stack
+from tests.stack import ANSWER_SECONDS_MAX, Stack, running_stack
+
+# A stack is a dozen processes, and so are the commands of one test: a busy machine takes its time.
+PATIENCE = pytest.mark.timeout(600)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(PATIENCE)
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +32,7 @@ def client(stack: Stack) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture(scope="session")
 def http(stack: Stack) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=stack.url, timeout=30) as client:
+    with httpx.Client(base_url=stack.url, timeout=ANSWER_SECONDS_MAX) as client:
         yield client
 
 

@@ -7,13 +7,13 @@ import httpx
 import pytest
 
 from tests.e2e.bad_requests import CHAT, COMPLETIONS, EMBEDDINGS, FIELDS, Bad
-from tests.stack import Stack
+from tests.stack import ANSWER_SECONDS_MAX, Stack
 from tools.bad_input_pack import good_client, send, send_all
 
 
 @pytest.fixture
 async def api(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=stack.url, timeout=30) as api:
+    async with httpx.AsyncClient(base_url=stack.url, timeout=ANSWER_SECONDS_MAX) as api:
         yield api
 
 

@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from tests.e2e.bombs import BOMBS, HARD, LATE
-from tests.stack import Stack
+from tests.stack import ANSWER_SECONDS_MAX, Stack
 from tools.bad_input_pack import MIB, good_client, memory_below, send_all, send_schemas
 
 # More than the engine keeps compiled, so that what follows makes one go for each that comes.
@@ -19,7 +19,7 @@ WORKER_MAX = 256 * MIB
 
 @pytest.fixture
 async def api(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=stack.url, timeout=30) as api:
+    async with httpx.AsyncClient(base_url=stack.url, timeout=ANSWER_SECONDS_MAX) as api:
         yield api
 
 

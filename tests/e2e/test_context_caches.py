@@ -11,7 +11,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from tests.stack import Stack, running_stack, wait_until
+from tests.stack import ANSWER_SECONDS_MAX, Stack, running_stack, wait_until
 
 BLOCK = 16
 RULES: list[ChatCompletionMessageParam] = [
@@ -209,7 +209,8 @@ def tenants(several: Stack) -> dict[str, str]:
 
 
 def door(url: str, key: str) -> httpx.Client:
-    return httpx.Client(base_url=url, timeout=30, headers={"authorization": f"Bearer {key}"})
+    headers = {"authorization": f"Bearer {key}"}
+    return httpx.Client(base_url=url, timeout=ANSWER_SECONDS_MAX, headers=headers)
 
 
 def chat(http: httpx.Client, context: str) -> httpx.Response:
@@ -254,7 +255,7 @@ def test_tenants_neither_see_nor_use_one_anothers(several: Stack, tenants: dict[
         assert hit(chat(shop, made["id"])) >= whole_blocks(made)
         for http, it in ((shop, made), (bank, same)):
             assert http.delete(f"/v1/context_caches/{it['id']}").status_code == 200
-    with httpx.Client(base_url=several.url) as stranger:
+    with httpx.Client(base_url=several.url, timeout=ANSWER_SECONDS_MAX) as stranger:
         assert stranger.get("/v1/context_caches").status_code == 401
 
 
@@ -282,16 +283,29 @@ def test_what_was_computed_for_it_is_metered(several: Stack, tenants: dict[str, 
         shop.delete(f"/v1/context_caches/{made['id']}")
 
 
-def kill_all(stack: Stack, service: str) -> None:
-    for row in stack.members():
-        if row["service"] == service:
-            os.kill(row["pid"], signal.SIGKILL)
+def kill_all(stack: Stack, service: str) -> set[int]:
+    """Their pids."""
+    pids = {int(row["pid"]) for row in stack.members() if row["service"] == service}
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    return pids
+
+
+def are_all_linked(stack: Stack, killed: set[int]) -> bool:
+    """Whether two new job executors can choose between both task executors."""
+    rows = [row for row in stack.members() if row["service"] == "job_executor"]
+    if len(rows) < 2 or killed & {row["pid"] for row in rows}:
+        return False
+    links = "deepflow_job_executor_links 2.0"
+    urls = [f"http://{row['health_address']}/metrics" for row in rows]
+    return all(links in httpx.get(url, timeout=ANSWER_SECONDS_MAX).text for url in urls)
 
 
 def test_killed_job_executors_cost_nothing(several: Stack, tenants: dict[str, str]) -> None:
     with door(several.url, tenants["shop"]) as shop:
         made = make(shop, "demo")
-        kill_all(several, "job_executor")
+        killed = kill_all(several, "job_executor")
+        wait_until(lambda: are_all_linked(several, killed), "others to know both task executors")
         wait_until(lambda: chat(shop, made["id"]).status_code == 200, "others serve")
         assert hit(chat(shop, made["id"])) >= whole_blocks(made)
         assert shop.delete(f"/v1/context_caches/{made['id']}").status_code == 200

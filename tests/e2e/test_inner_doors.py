@@ -24,6 +24,8 @@ from tests.stack import Stack, running_stack
 USERS = (*SERVICES.values(), SUPERVISOR)
 SUBJECTS = sorted({pattern for user in USERS for pattern in (*user.publish, *user.subscribe)})
 NOBODYS = (">", "deepflow.>", "$SYS.>", "_INBOX.>", "deepflow.commands", "elsewhere")
+# Of a client or a server that a busy machine holds up.
+PATIENCE_SECONDS = 30
 # No message of ours: a service that hears it logs that it cannot be read.
 NOISE = b"\xff"
 REFUSED = b"-ERR 'Authorization Violation'"
@@ -56,8 +58,8 @@ class Caller:
 
     async def settle(self) -> None:
         """All that it did was answered: a first ping may overtake what the client holds back."""
-        await self.client.flush()
-        await self.client.flush()
+        for _ in range(2):
+            await self.client.flush(PATIENCE_SECONDS)
 
     async def is_refused(self) -> bool:
         """Whether the last thing it did is; NATS answers in order."""
@@ -81,6 +83,7 @@ async def callers(nats_url: str, secrets: Secrets) -> AsyncIterator[dict[str, Ca
             user=user.name,
             password=password_of(user, secrets.nats_password),
             error_cb=note,
+            connect_timeout=PATIENCE_SECONDS,
             allow_reconnect=False,
         )
     yield made
@@ -105,7 +108,11 @@ def may(patterns: tuple[str, ...], subject: str) -> bool:
 def knock(url: str, **credentials: str) -> bytes:
     """What NATS answers to a CONNECT with these; b"PONG" where it lets them in."""
     host, _, port = url.rpartition("/")[2].partition(":")
-    with socket.create_connection((host, int(port)), timeout=30) as it, it.makefile("rb") as lines:
+    address = (host, int(port))
+    with (
+        socket.create_connection(address, timeout=PATIENCE_SECONDS) as it,
+        it.makefile("rb") as lines,
+    ):
         assert lines.readline().startswith(b"INFO ")
         it.sendall(
             b"CONNECT " + json.dumps({"verbose": False, **credentials}).encode() + b"\r\nPING\r\n"
@@ -189,7 +196,7 @@ def as_user(stack: Stack, user: str | None, password: str | None) -> redis.Redis
         username=user,
         password=password,
         protocol=2,
-        socket_timeout=30,
+        socket_timeout=PATIENCE_SECONDS,
         retry=Retry(NoBackoff(), 0),  # a refusal counts as a failed connection there
     )
 

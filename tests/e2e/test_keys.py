@@ -14,7 +14,14 @@ import pytest
 
 from deepflow.cli.common import EXIT_BAD_OPTION
 from tests.servers import free_port
-from tests.stack import Stack, running_stack, wait_until
+from tests.stack import (
+    ANSWER_SECONDS_MAX,
+    COMMAND_SECONDS_MAX,
+    DOWN_SECONDS_MAX,
+    Stack,
+    running_stack,
+    wait_until,
+)
 
 ZERO = ("--device", "emulated:zero")
 
@@ -38,7 +45,9 @@ def made(stack: Stack, *options: str) -> dict[str, Any]:
 def complete(url: str, key: str = "", **body: Any) -> httpx.Response:
     body = {"model": "demo", "prompt": "hello", "max_tokens": 4, **body}
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    return httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=30)
+    return httpx.post(
+        f"{url}/v1/completions", json=body, headers=headers, timeout=ANSWER_SECONDS_MAX
+    )
 
 
 def urls(stack: Stack) -> list[str]:
@@ -61,7 +70,7 @@ def test_the_life_of_a_key(stack: Stack) -> None:
             pytest.raises(openai.AuthenticationError),
         ):
             client.models.list()
-        assert httpx.get(f"{url}/health").status_code == 200
+        assert httpx.get(f"{url}/health", timeout=ANSWER_SECONDS_MAX).status_code == 200
     listed = json.loads(stack.cli("keys", "list", "--json").stdout)
     (row,) = listed["keys"]
     assert row["label"] == "till" and shown not in str(listed)
@@ -98,7 +107,7 @@ def test_admin_keys_and_usage(stack: Stack) -> None:
 
     def get(path: str, key: str) -> int:
         headers = {"authorization": f"Bearer {key}"}
-        return httpx.get(f"{first}{path}", headers=headers).status_code
+        return httpx.get(f"{first}{path}", headers=headers, timeout=ANSWER_SECONDS_MAX).status_code
 
     wait_until(lambda: get("/v1/admin/usage", admin["key"]) == 200, "the admin key opens")
     assert get("/v1/admin/usage", plain["key"]) == 403
@@ -134,12 +143,12 @@ def test_the_world_is_served_with_keys_only(stack: Stack, folder: Path, tmp_path
     """Last: it ends the stack. A stack with keys comes up again, also for the world."""
     key = made(stack)["key"]
     stack.cli("down")
-    stack.process.wait(40)
+    stack.process.wait(DOWN_SECONDS_MAX)
     with running_stack(folder, *ZERO, "--host", "0.0.0.0") as again:
         assert complete(again.url).status_code == 401
         assert complete(again.url, key).status_code == 200
     command = [sys.executable, "-m", "deepflow.cli.main", "up", "--host", "0.0.0.0", *ZERO]
     command += ["--port", str(free_port()), "--data-dir", str(tmp_path / "new")]
-    refused = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS_MAX)
     assert refused.returncode == 1
     assert "deepflow keys create --admin" in refused.stdout + refused.stderr

@@ -11,7 +11,7 @@ import pytest
 from tests import clients
 from tests.stack import Stack
 
-SECONDS_MAX = 120
+SECONDS_MAX = 300
 PYTHON = Path(os.environ.get("DEEPFLOW_CLIENTS_PYTHON", ".venv-clients/bin/python"))
 
 needs_clients = pytest.mark.skipif(

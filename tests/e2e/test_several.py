@@ -9,7 +9,7 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from tests.stack import Stack, running_stack, wait_until
+from tests.stack import ANSWER_SECONDS_MAX, Stack, running_stack, wait_until
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 SPAN_ID = "00f067aa0ba902b7"
@@ -59,7 +59,9 @@ def stack(collector: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 def complete(url: str, **headers: str) -> httpx.Response:
     body = {"model": "demo", "prompt": "hello", "max_tokens": 4, "temperature": 0}
-    return httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=30)
+    return httpx.post(
+        f"{url}/v1/completions", json=body, headers=headers, timeout=ANSWER_SECONDS_MAX
+    )
 
 
 def test_every_gateway_gives_the_same_answer(stack: Stack) -> None:
@@ -74,7 +76,8 @@ def test_both_task_executors_get_work(stack: Stack) -> None:
     assert len(rows) == 2
 
     def tokens(address: str) -> float:
-        lines = httpx.get(f"http://{address}/metrics").text.splitlines()
+        url = f"http://{address}/metrics"
+        lines = httpx.get(url, timeout=ANSWER_SECONDS_MAX).text.splitlines()
         return float(
             next(x for x in lines if x.startswith("deepflow_task_executor_tokens_total")).split()[1]
         )

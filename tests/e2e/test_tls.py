@@ -15,7 +15,13 @@ import pytest
 from deepflow.local.data_dir import DataDir
 from deepflow.local.tls_folder import TlsFolder
 from tests.certificates import make_folder, replace, serial_of
-from tests.stack import Stack, running_stack, wait_until
+from tests.stack import (
+    ANSWER_SECONDS_MAX,
+    COMMAND_SECONDS_MAX,
+    Stack,
+    running_stack,
+    wait_until,
+)
 
 MODEL = "demo"
 
@@ -23,9 +29,9 @@ MODEL = "demo"
 def test_a_stack_over_tls(tmp_path: Path) -> None:
     folder = tmp_path / "tls"
     command = [sys.executable, "-m", "deepflow.cli.main", "certificates", "create", str(folder)]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, check=True, capture_output=True, timeout=COMMAND_SECONDS_MAX)
     data = tmp_path / "data"
-    options = ("--tls", str(folder), "--liveness-seconds", "1", "--device", "emulated:zero")
+    options = ("--tls", str(folder), "--liveness-seconds", "3", "--device", "emulated:zero")
     with running_stack(data, *options) as stack:
         url = f"https://127.0.0.1:{stack.port}"
         assert stack.status()["gateways"] == [url]
@@ -50,9 +56,9 @@ def _answers_the_openai_client(url: str, trusted: ssl.SSLContext) -> None:
 
 def _refuses_strangers(stack: Stack, url: str) -> None:
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
-        httpx.get(f"{url}/health")
+        httpx.get(f"{url}/health", timeout=ANSWER_SECONDS_MAX)
     with pytest.raises(httpx.RemoteProtocolError):
-        httpx.get(f"{stack.url}/health")
+        httpx.get(f"{stack.url}/health", timeout=ANSWER_SECONDS_MAX)
     token = DataDir(stack.data_dir).read_secrets().cluster_token
     asked = 0
     for member in stack.members():
@@ -61,7 +67,8 @@ def _refuses_strangers(stack: Stack, url: str) -> None:
         with grpc.insecure_channel(member["address"]) as channel:
             ask: Any = channel.unary_unary("/deepflow.v1.RecordStoreService/Get")
             with pytest.raises(grpc.RpcError) as refusal:
-                ask(b"", metadata=(("authorization", f"Bearer {token}"),), timeout=5)
+                metadata = (("authorization", f"Bearer {token}"),)
+                ask(b"", metadata=metadata, timeout=ANSWER_SECONDS_MAX)
         assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
         asked += 1
     assert asked >= 4
@@ -86,7 +93,11 @@ def _shows_what_was_renewed(stack: Stack, tmp_path: Path) -> None:
 
     def is_shown() -> bool:
         try:
-            answer = httpx.get(f"https://127.0.0.1:{stack.port}/health", verify=trusted)
+            answer = httpx.get(
+                f"https://127.0.0.1:{stack.port}/health",
+                verify=trusted,
+                timeout=ANSWER_SECONDS_MAX,
+            )
         except httpx.ConnectError:
             return False
         return answer.status_code == 200

@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.bad_requests import CHAT, FUNCTION, Bad
 from tests.e2e.bombs import BAD_OPTIONS, BAD_SCHEMAS, HARD_SCHEMAS
-from tests.stack import Stack
+from tests.stack import ANSWER_SECONDS_MAX, Stack
 from tools.bad_input_pack import Answer, good_client, send_all
 
 TEMPLATE = """
@@ -59,7 +59,7 @@ def tool_model(
 
 @pytest.fixture
 async def api(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=stack.url, timeout=30) as api:
+    async with httpx.AsyncClient(base_url=stack.url, timeout=ANSWER_SECONDS_MAX) as api:
         yield api
 
 
@@ -87,7 +87,7 @@ def test_the_model_takes_good_tools(stack: Stack, tool_model: str) -> None:
         stack.url + CHAT,
         content=bad.body(tool_model, stream=False),
         headers={"content-type": "application/json"},
-        timeout=30,
+        timeout=ANSWER_SECONDS_MAX,
     )
     assert reply.status_code == 200, reply.text
 

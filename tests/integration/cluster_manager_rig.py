@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from deepflow.v1.cluster_pb2_grpc import ClusterManagerServiceAsyncStub
 
 TOKEN = "a token"
+SECONDS = 30.0  # of a call that is answered in milliseconds
 READY = types.LIFECYCLE_STATE_READY
 BLANK = types.LIFECYCLE_STATE_BLANK
 
@@ -61,20 +62,20 @@ class Cluster:
             **more,
         )
         request = cluster_pb2.DeployRequest(deployment=deployment)
-        return (await self.peer.call(self.stub.Deploy, request, timeout_seconds=5)).deployment
+        return (await self.peer.call(self.stub.Deploy, request, timeout_seconds=SECONDS)).deployment
 
     async def undeploy(self, name: str) -> None:
         request = cluster_pb2.UndeployRequest(name=name)
-        await self.peer.call(self.stub.Undeploy, request, timeout_seconds=5)
+        await self.peer.call(self.stub.Undeploy, request, timeout_seconds=SECONDS)
 
     async def scale(self, **target: Any) -> cluster_pb2.ScaleResponse:
         request = cluster_pb2.ScaleRequest(**target)
-        return await self.peer.call(self.stub.Scale, request, timeout_seconds=5)
+        return await self.peer.call(self.stub.Scale, request, timeout_seconds=SECONDS)
 
     async def view(self) -> cluster_pb2.ClusterView:
         request = cluster_pb2.GetViewRequest()
         reply = await self.peer.call(
-            self.stub.GetView, request, timeout_seconds=10, idempotent=True
+            self.stub.GetView, request, timeout_seconds=SECONDS, idempotent=True
         )
         return reply.view
 
@@ -159,6 +160,7 @@ async def _assembled(
     kv_config = KvStoreConfig(
         **shared
         | {"id": "kv-store", "port": ports["kv"], "redis_url": f"redis://{redis.address}/0"},
+        redis_command_seconds=SECONDS,
         initialise=True,
         probe_seconds=0.1,
     )
@@ -170,9 +172,9 @@ async def _assembled(
         supervisor_socket=str(supervisor.path),
         heartbeat_interval_seconds=0.1,
         member_timeout_seconds=1.0,
-        lease_seconds=1.0,
+        lease_seconds=6.0,  # longer than any machine stands still
         load_retry_first_seconds=0.2,
-        store_call_seconds=0.5,
+        store_call_seconds=5.0,
         tick_seconds=0.1,
     )
     cluster = Cluster(

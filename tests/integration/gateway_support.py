@@ -25,7 +25,7 @@ TOKEN = "a token for tests"
 MODEL = "demo"
 VOCAB_SIZE = 100
 WORDS = ("Hello", ", ", "wörld", "", ' "quoted"\n')
-DEADLINE_SECONDS = 10.0
+DEADLINE_SECONDS = 30.0  # of what takes milliseconds
 
 Script = Callable[["FakeJob"], Awaitable[None]]
 

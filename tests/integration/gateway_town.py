@@ -13,6 +13,7 @@ from deepflow.rpc import Peer
 from services.kv_store.config import KvStoreConfig
 from services.kv_store.server import KvStoreServer
 from tests.integration.gateway_support import (
+    DEADLINE_SECONDS,
     TOKEN,
     FakeJobExecutor,
     GatewayStand,
@@ -43,7 +44,7 @@ class Town:
     async def gateway(self) -> AsyncIterator["Door"]:
         async with gateway_stand(FakeJobExecutor(), **self.settings) as stand:
             await until(lambda: stand.gateway.doors.ring.is_known, what="the keys are read")
-            async with httpx.AsyncClient(base_url=stand.url, timeout=10) as http:
+            async with httpx.AsyncClient(base_url=stand.url, timeout=DEADLINE_SECONDS) as http:
                 yield Door(stand, http)
 
 
@@ -74,7 +75,7 @@ async def running_town(tmp_path: Path) -> AsyncIterator[Town]:
             port=0,
             cluster_token=TOKEN,
             redis_url=redis.url,
-            redis_command_seconds=0.3,
+            redis_command_seconds=DEADLINE_SECONDS,
             initialise=True,
             probe_seconds=0.05,
             nats_url=nats.url,

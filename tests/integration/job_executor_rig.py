@@ -27,7 +27,7 @@ from tests.unit.job_executor.model_folders import TEMPLATE, byte_level_tokenizer
 
 TOKEN = "open sesame"
 NOWHERE = "127.0.0.1:1"
-SECONDS = 10.0
+SECONDS = 30.0  # of a call that is answered in milliseconds
 INCARNATION = 77
 
 

@@ -13,6 +13,7 @@ from deepflow.core.sampling import Grammar, SamplingParams
 from services.task_executor.flowserve.master import Master
 from services.task_executor.flowserve.messages import Cancel, StepOutput, Submit
 from services.task_executor.flowserve.ring import wait_readable
+from services.task_executor.flowserve.scheduler.sequence import NO_POPULATE
 
 SEED = 20261121
 IN_FLIGHT_MAX = 250
@@ -45,6 +46,7 @@ class Request:
     reason: str = ""
     invalid: bool = False
     is_cancelled: bool = False
+    is_fetched_for: bool = False
 
 
 class Soak:
@@ -59,7 +61,7 @@ class Soak:
         self.num_submitted = self.num_accepted = 0
         # By priority: the places of those with a first token.
         self.started: dict[int, set[int]] = {}
-        self.most_overtaken = 0
+        self.most_overtaken = self.num_measured = 0
         self.preemptions = 0
 
     def tokens(self, count: int) -> list[int]:
@@ -73,6 +75,7 @@ class Soak:
                 self.at_half()
                 self.at_half = None
             output = self.master.step()
+            self.note_fetches()
             if output is not None:
                 self.take(output)
             elif self.master.has_work or self.master.num_held:
@@ -158,11 +161,20 @@ class Soak:
             assert end.completion_tokens == len(request.tokens)
             self.ended.append(request)
 
+    def note_fetches(self) -> None:
+        """Nobody stands behind a fetch: how many pass depends on the disk."""
+        if self.master.cache.num_arriving:
+            for sequence in self.master._scheduler._waiting:
+                if sequence.populate != NO_POPULATE:
+                    self.active[sequence.handle].is_fetched_for = True
+
     def note_first_token(self, request: Request) -> None:
         place, priority = request.accepted_as, request.submit.priority
         started = self.started.get(priority, set())
-        overtaken = sum(other > place for other in started)
-        self.most_overtaken = max(self.most_overtaken, overtaken)
+        if not request.is_fetched_for:
+            overtaken = sum(other > place for other in started)
+            self.most_overtaken = max(self.most_overtaken, overtaken)
+            self.num_measured += 1
         # Nobody overtakes by more than this, so what is far behind need not be kept.
         kept = {other for other in started if other > place - 10 * ROWS}
         self.started[priority] = kept | {place}

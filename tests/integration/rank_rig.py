@@ -108,8 +108,11 @@ class Engine:
         assert isinstance(loaded, Loaded), loaded
         return loaded
 
+    def ask(self, handle: int = 1) -> None:
+        self.send(Submit(handle, [5, 6, 7], ENDLESS))
+
     def begin_to_answer(self) -> None:
-        self.send(Submit(1, [5, 6, 7], ENDLESS))
+        self.ask()
         while not (isinstance(output := self.receive(), StepOutput) and output.token_ids):
             pass
 

@@ -14,6 +14,7 @@ from deepflow.v1.cluster_pb2_grpc import ClusterManagerServiceStub
 from services.cluster_manager.server import ClusterManagerServer
 from services.cluster_manager.store import Store
 from tests.integration.cluster_manager_rig import (
+    SECONDS,
     TOKEN,
     Cluster,
     running_cluster,
@@ -39,7 +40,7 @@ async def test_one_of_two_managers_leads(cluster: Cluster) -> None:
 
     async def knows_the_leader() -> bool:
         try:
-            await peer.call(stub.GetView, request, timeout_seconds=5)
+            await peer.call(stub.GetView, request, timeout_seconds=SECONDS)
         except Unavailable as error:
             return "leader is cluster-manager" in error.message
         return False
@@ -51,7 +52,7 @@ async def test_one_of_two_managers_leads(cluster: Cluster) -> None:
         await cluster.manager.stop()
         cluster.manager = second
         await until(lambda: second.lifecycle.is_ready, what="the standby to lead")
-        view = (await peer.call(stub.GetView, request, timeout_seconds=5)).view
+        view = (await peer.call(stub.GetView, request, timeout_seconds=SECONDS)).view
         assert view.term > term and [it.name for it in view.deployments] == ["demo"]
         assert {"je-0", "te-0"} <= {m.id for m in view.members}
     finally:
@@ -74,6 +75,8 @@ async def test_a_manager_that_starts_first_waits_for_the_records(cluster: Cluste
 async def test_a_lease_that_ran_out_unclaimed_is_taken_again(cluster: Cluster) -> None:
     await cluster.deploy()
     await cluster.until_ready("je-0", "te-0")
+    await cluster.restart_manager(lease_seconds=1.0)
+    await cluster.until_ready("je-0", "te-0")
     term = (await cluster.view()).term
     await cluster.kv_store.stop()
     stopped_at = time.monotonic()
@@ -83,7 +86,7 @@ async def test_a_lease_that_ran_out_unclaimed_is_taken_again(cluster: Cluster) -
     await cluster.restart_kv_store()
 
     async def is_renewed() -> bool:
-        return (await cluster.view()).term == term + 1
+        return (await cluster.view()).term > term
 
     await until(is_renewed, what="the new term")
     assert {"je-0", "te-0"} <= await cluster.ids()
@@ -107,7 +110,7 @@ async def test_a_manager_that_lost_its_lease_steps_down_and_writes_nothing(
     async def has_stepped_down() -> bool:
         try:
             await cluster.peer.call(
-                cluster.stub.GetView, cluster_pb2.GetViewRequest(), timeout_seconds=5
+                cluster.stub.GetView, cluster_pb2.GetViewRequest(), timeout_seconds=SECONDS
             )
         except Unavailable as error:
             return "leader is usurper" in error.message

@@ -8,7 +8,7 @@ import pytest
 from deepflow.errors import Conflict, InvalidRequest
 from deepflow.v1 import cluster_pb2
 from deepflow.v1 import types_pb2 as types
-from tests.integration.cluster_manager_rig import Cluster, running_cluster
+from tests.integration.cluster_manager_rig import SECONDS, Cluster, running_cluster
 
 
 @pytest.fixture
@@ -37,13 +37,13 @@ async def test_a_change_made_on_what_somebody_else_changed_is_a_conflict(cluster
     first = await cluster.deploy()
     request = cluster_pb2.DeployRequest(deployment=first, expected_revision=first.revision)
     request.deployment.replicas = 2
-    await cluster.peer.call(cluster.stub.Deploy, request, timeout_seconds=5)
+    await cluster.peer.call(cluster.stub.Deploy, request, timeout_seconds=SECONDS)
     request.deployment.replicas = 3
     with pytest.raises(Conflict, match="somebody else changed demo"):
-        await cluster.peer.call(cluster.stub.Deploy, request, timeout_seconds=5)
+        await cluster.peer.call(cluster.stub.Deploy, request, timeout_seconds=SECONDS)
     request.expected_revision = 0
     with pytest.raises(Conflict):
-        await cluster.peer.call(cluster.stub.Deploy, request, timeout_seconds=5)
+        await cluster.peer.call(cluster.stub.Deploy, request, timeout_seconds=SECONDS)
 
 
 async def test_nobody_is_scaled_where_nobody_is_started(cluster: Cluster) -> None:

@@ -13,7 +13,7 @@ from deepflow.rpc import Peer
 from deepflow.v1 import store_pb2
 from deepflow.v1.store_pb2_grpc import CounterServiceStub
 from services.kv_store.counters.limits import BATCH_MAX
-from tests.integration.test_kv_store import PASSWORD, TOKEN, serving, settings
+from tests.integration.test_kv_store import PASSWORD, SECONDS, TOKEN, serving, settings
 from tests.servers import ServerProcess, redis_server, until
 
 
@@ -36,15 +36,15 @@ class Counters:
         return (await self.ask(request)).held[0]
 
     async def ask(self, request: store_pb2.TakeRequest) -> store_pb2.TakeResponse:
-        return await self.peer.call(self.stub.Take, request, timeout_seconds=5)
+        return await self.peer.call(self.stub.Take, request, timeout_seconds=SECONDS)
 
     async def add(self, batch: int, *rows: store_pb2.KeyUsage, reporter: str = "g") -> None:
         request = store_pb2.AddUsageRequest(reporter=reporter, batch=batch, rows=rows)
-        await self.peer.call(self.stub.AddUsage, request, timeout_seconds=5)
+        await self.peer.call(self.stub.AddUsage, request, timeout_seconds=SECONDS)
 
     async def usage(self, **words: str) -> list[store_pb2.KeyUsage]:
         request = store_pb2.ListUsageRequest(**words)
-        reply = await self.peer.call(self.stub.ListUsage, request, timeout_seconds=5)
+        reply = await self.peer.call(self.stub.ListUsage, request, timeout_seconds=SECONDS)
         return list(reply.rows)
 
 

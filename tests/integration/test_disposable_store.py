@@ -16,6 +16,7 @@ from services.kv_store.server import KvStoreServer
 from tests.servers import ServerProcess, free_port, redis_server, until
 
 TOKEN = "a token"
+SECONDS = 30.0  # of a call that is answered in milliseconds
 ROOM = 64 * 1024
 VALUE_MAX = 10_000
 
@@ -30,21 +31,22 @@ class Store:
 
     async def put(self, key: str, value: bytes, ttl: float = 60.0) -> None:
         request = cache_pb2.PutDisposableRequest(key=key, value=value, ttl_seconds=ttl)
-        await self.peer.call(self.stub.Put, request, timeout_seconds=5)
+        await self.peer.call(self.stub.Put, request, timeout_seconds=SECONDS)
 
     async def get(self, key: str) -> bytes | None:
         request = cache_pb2.GetDisposableRequest(key=key)
-        reply = await self.peer.call(self.stub.Get, request, timeout_seconds=5)
+        reply = await self.peer.call(self.stub.Get, request, timeout_seconds=SECONDS)
         return reply.disposable.value if reply.HasField("disposable") else None
 
     async def list(self, prefix: str, after: str = "") -> tuple[dict[str, bytes], bool]:
         request = cache_pb2.ListDisposablesRequest(prefix=prefix, after=after)
-        reply = await self.peer.call(self.stub.List, request, timeout_seconds=5)
+        reply = await self.peer.call(self.stub.List, request, timeout_seconds=SECONDS)
         return {it.key: it.value for it in reply.disposables}, reply.is_truncated
 
     async def record(self, key: str) -> bytes:
         request = store_pb2.GetRecordRequest(key=key)
-        return (await self.peer.call(self.records.Get, request, timeout_seconds=5)).record.value
+        reply = await self.peer.call(self.records.Get, request, timeout_seconds=SECONDS)
+        return reply.record.value
 
 
 async def bytes_used(client: Redis) -> int:
@@ -65,7 +67,7 @@ async def store(redis: ServerProcess) -> AsyncIterator[Store]:
             cluster_token=TOKEN,
             redis_url=redis.url,
             disposable_redis_url=f"redis://{redis.address}/1",
-            redis_command_seconds=0.5,
+            redis_command_seconds=SECONDS,
             initialise=True,
             nats_url=f"nats://127.0.0.1:{free_port()}",
             cluster_manager_address=f"127.0.0.1:{free_port()}",
@@ -137,7 +139,7 @@ async def test_flushing_it_touches_no_record_and_it_goes_on(
     store: Store, redis: ServerProcess
 ) -> None:
     record = store_pb2.PutRecordRequest(key="a", value=b"must survive")
-    await store.peer.call(store.records.Put, record, timeout_seconds=5)
+    await store.peer.call(store.records.Put, record, timeout_seconds=SECONDS)
     await store.put("a", b"may be lost")
     async with Redis(host="127.0.0.1", port=redis.port, db=1) as client:
         await client.flushdb()

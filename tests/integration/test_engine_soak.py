@@ -114,7 +114,7 @@ def test_everything_ends_and_nothing_is_kept(stand: Stand) -> None:
         check_end(request)
     assert {request.reason for request in soak.ended} == {"stop", "length", "cancelled", "error"}
     # First come, first served within a priority: only neighbours in the batch may swap places.
-    assert soak.most_overtaken <= 4 * ROWS
+    assert soak.most_overtaken <= 4 * ROWS and soak.num_measured > requests // 10
     assert soak.preemptions
     assert stand.master.prefetch.decisions["fetch"] > requests // 100
     check_baseline(stand.master)

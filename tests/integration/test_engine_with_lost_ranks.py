@@ -51,8 +51,11 @@ class Shell:
     async def answers(self) -> None:
         assert isinstance(await self.engine.load(LOAD), Loaded)
         self.tokens = 0
-        self.engine.submit(Submit(1, [5, 6, 7], ENDLESS))
+        self.ask()
         await until(lambda: self.tokens > 0, seconds=DEADLINE_SECONDS, what="it answers")
+
+    def ask(self, handle: int = 1) -> None:
+        self.engine.submit(Submit(handle, [5, 6, 7], ENDLESS))
 
     def _count(self, output: StepOutput) -> None:
         self.tokens += len(output.token_ids)
@@ -74,6 +77,7 @@ async def test_an_engine_whose_own_rank_hangs_is_replaced(
     shell.start()
     await shell.answers()
     os.kill(shell.pid, how)
+    shell.ask(2)  # whoever looked away for long: the first answer may have ended before
     await until(lambda: bool(shell.lost), seconds=DEADLINE_SECONDS, what="it is noticed")
     await shell.answers()
 

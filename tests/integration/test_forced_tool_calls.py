@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from deepflow.core.tool_formats import HERMES
@@ -52,6 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bos_token_id=0,
         eos_token_id=1,
     )
+    torch.manual_seed(1)
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 

@@ -21,7 +21,13 @@ from deepflow.v1 import types_pb2 as types
 from services.cluster_manager.server import ClusterManagerServer
 from services.gateway.config import GatewayConfig
 from services.gateway.server import GatewayServer
-from tests.integration.cluster_manager_rig import TOKEN, Cluster, running_cluster, write_model
+from tests.integration.cluster_manager_rig import (
+    SECONDS,
+    TOKEN,
+    Cluster,
+    running_cluster,
+    write_model,
+)
 from tests.servers import free_port, until
 
 ADMIN = {"authorization": f"Bearer {cluster_key(TOKEN)}"}
@@ -76,7 +82,7 @@ async def gateway_of(cluster: Cluster, **changes: Any) -> AsyncIterator[GatewayS
 async def office(tmp_path: Path) -> AsyncIterator[Office]:
     async with running_cluster(tmp_path) as cluster, gateway_of(cluster) as gateway:
         url = f"http://{gateway.address}"
-        async with httpx.AsyncClient(base_url=url, headers=ADMIN, timeout=30) as http:
+        async with httpx.AsyncClient(base_url=url, headers=ADMIN, timeout=SECONDS) as http:
             yield Office(cluster, gateway, http)
 
 
@@ -128,7 +134,7 @@ async def test_ten_admins_at_one_time_all_get_what_they_asked_for(office: Office
     ]
     async with gateway_of(office.cluster, id="gateway-8") as other:
         url = f"http://{other.address}"
-        async with httpx.AsyncClient(base_url=url, headers=ADMIN, timeout=30) as http:
+        async with httpx.AsyncClient(base_url=url, headers=ADMIN, timeout=SECONDS) as http:
             replies = await asyncio.gather(
                 *(office.put(**change) for change in changes[:5]),
                 *(http.put(DEMO, json=change) for change in changes[5:]),
@@ -363,11 +369,13 @@ async def test_a_standby_answers_for_the_leader_that_went(tmp_path: Path) -> Non
         try:
             async with (
                 gateway_of(cluster, cluster_manager_address=addresses) as gateway,
-                httpx.AsyncClient(base_url=f"http://{gateway.address}", headers=ADMIN) as http,
+                httpx.AsyncClient(
+                    base_url=f"http://{gateway.address}", headers=ADMIN, timeout=SECONDS
+                ) as http,
             ):
-                before = await http.get("/v1/admin/deployments", timeout=20)
+                before = await http.get("/v1/admin/deployments")
                 await cluster.manager.stop()
-                after = await http.get("/v1/admin/deployments", timeout=20)
+                after = await http.get("/v1/admin/deployments")
                 assert (before.status_code, after.status_code) == (200, 200)
         finally:
             await standby.stop()
@@ -403,10 +411,10 @@ async def test_who_was_let_in_before_the_port_closed_is_answered(office: Office)
     for connection in early:
         reader, writer = await asyncio.open_connection(sock=connection)
         writer.write(b"GET /health HTTP/1.1\r\nhost: here\r\n\r\n")
-        answer = await asyncio.wait_for(reader.read(), 10)
+        answer = await asyncio.wait_for(reader.read(), SECONDS)
         assert answer.startswith(b"HTTP/1.1 200 ") and b"connection: close" in answer.lower()
         writer.close()
-    await asyncio.wait_for(office.gateway._listener.wait_until_left(), 10)
+    await asyncio.wait_for(office.gateway._listener.wait_until_left(), SECONDS)
 
 
 async def test_a_gateway_that_is_to_go_refuses_and_may_stay_after_all(office: Office) -> None:
@@ -420,8 +428,9 @@ async def test_a_gateway_that_is_to_go_refuses_and_may_stay_after_all(office: Of
         office.gateway.adopt(view)
 
     async def answers() -> bool:
+        url = f"http://{office.gateway.address}"
         with contextlib.suppress(httpx.ConnectError):
-            async with httpx.AsyncClient(base_url=f"http://{office.gateway.address}") as fresh:
+            async with httpx.AsyncClient(base_url=url, timeout=SECONDS) as fresh:
                 return (await fresh.get("/health")).status_code == 200
         return False
 

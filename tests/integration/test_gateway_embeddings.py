@@ -13,6 +13,7 @@ from deepflow import errors
 from deepflow.v1 import cluster_pb2 as cluster
 from deepflow.v1 import jobs_pb2 as jobs
 from tests.integration.gateway_support import (
+    DEADLINE_SECONDS,
     MODEL,
     FakeJob,
     FakeJobExecutor,
@@ -21,7 +22,7 @@ from tests.integration.gateway_support import (
     gateway_stand,
     openai_client,
 )
-from tests.servers import accepts, until
+from tests.servers import listens, until
 
 SIZE = 3
 
@@ -147,7 +148,7 @@ async def test_a_client_that_leaves_cancels_its_job(
     asking = asyncio.create_task(post(stand, input="a"))
     job = await executor.jobs.get()
     asking.cancel()
-    await asyncio.wait_for(job.cancelled.wait(), 10)
+    await asyncio.wait_for(job.cancelled.wait(), DEADLINE_SECONDS)
     await until(lambda: stand.gateway.under_way.count == 0, what="the request is over")
 
 
@@ -185,7 +186,7 @@ async def test_a_gateway_drains_its_embeddings(
     await executor.jobs.get()
     draining = asyncio.create_task(stand.gateway.drain())
     await until(lambda: stand.gateway.lifecycle.is_draining, what="it drains")
-    await until(lambda: not accepts(stand.port), what="new connections to be refused")
+    await until(lambda: not listens(stand.port), what="new connections to be refused")
     assert not draining.done()
     release.set()
     assert (await asking).status_code == 200

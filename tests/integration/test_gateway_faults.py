@@ -15,6 +15,7 @@ from deepflow.v1 import types_pb2 as types
 from services.gateway.http.exchange import Exchange
 from services.gateway.streaming.whole import WholeAnswer
 from tests.integration.gateway_support import (
+    DEADLINE_SECONDS,
     FakeJob,
     FakeJobExecutor,
     GatewayStand,
@@ -23,7 +24,7 @@ from tests.integration.gateway_support import (
     gateway_stand,
     say_hello,
 )
-from tests.servers import accepts, until
+from tests.servers import listens, until
 
 CHAT = "/v1/chat/completions"
 
@@ -86,7 +87,10 @@ async def test_without_a_job_executor_503() -> None:
 
 
 async def test_a_request_waits_for_a_job_executor_that_is_being_replaced() -> None:
-    async with gateway_stand() as stand, client(stand) as http:
+    async with (
+        gateway_stand(link_wait_seconds_max=DEADLINE_SECONDS) as stand,
+        client(stand) as http,
+    ):
         asked = asyncio.create_task(http.post(CHAT, json=chat()))
         await until(lambda: stand.gateway.under_way.count == 1, what="the request is in")
         successor = FakeJobExecutor()
@@ -116,7 +120,7 @@ async def test_a_job_that_nobody_admits_is_503_and_cancelled() -> None:
     executor.script = ignore
     async with gateway_stand(executor, admission_seconds_max=0.05) as stand, client(stand) as http:
         check_unavailable(await http.post(CHAT, json=chat()), "not_admitted")
-        await asyncio.wait_for((await executor.jobs.get()).cancelled.wait(), 5)
+        await asyncio.wait_for((await executor.jobs.get()).cancelled.wait(), DEADLINE_SECONDS)
 
 
 async def test_too_many_jobs_503() -> None:
@@ -149,7 +153,7 @@ async def test_a_job_executor_that_dies_mid_stream_and_comes_back(
         reader = EventReader(response)
         assert (await reader.text(), await reader.text()) == ("", "word")
         await stand.executor.die()
-        error = (await asyncio.wait_for(reader.next(), 2))["error"]
+        error = (await asyncio.wait_for(reader.next(), DEADLINE_SECONDS))["error"]
         assert error["code"] == "job_executor_lost"
         assert await reader.next() is None
     await stand.until_links(0)
@@ -176,7 +180,7 @@ async def test_a_choice_that_fails_is_an_error_event_or_status(
     assert '"code":"engine_error"' in streamed.text
     for _ in range(2):
         job = await stand.executor.jobs.get()
-    await asyncio.wait_for(job.cancelled.wait(), 5)
+    await asyncio.wait_for(job.cancelled.wait(), DEADLINE_SECONDS)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -188,10 +192,10 @@ async def test_a_client_that_leaves_cancels_its_job(stand: GatewayStand, stream:
         b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s"
         % (CHAT.encode(), len(body), body)
     )
-    job = await asyncio.wait_for(stand.executor.jobs.get(), 5)
+    job = await asyncio.wait_for(stand.executor.jobs.get(), DEADLINE_SECONDS)
     assert not job.cancelled.is_set()
     writer.close()
-    await asyncio.wait_for(job.cancelled.wait(), 5)
+    await asyncio.wait_for(job.cancelled.wait(), DEADLINE_SECONDS)
     await until(lambda: stand.gateway.application.in_flight == 0, what="no request in flight")
 
 
@@ -217,13 +221,13 @@ async def test_a_client_that_reads_nothing_delays_nobody_and_stops_its_credit() 
             b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s"
             % (CHAT.encode(), len(body), body)
         )
-        job = await asyncio.wait_for(executor.jobs.get(), 5)
+        job = await asyncio.wait_for(executor.jobs.get(), DEADLINE_SECONDS)
         executor.script = usual
         for _ in range(20):
-            answer = await asyncio.wait_for(http.post(CHAT, json=chat(stream=True)), 5)
+            answer = await http.post(CHAT, json=chat(stream=True))
             assert answer.text.endswith("[DONE]\n\n")
         slow.close()
-        await asyncio.wait_for(job.cancelled.wait(), 5)
+        await asyncio.wait_for(job.cancelled.wait(), DEADLINE_SECONDS)
         assert job.sent_tokens < 1000, "the window held the job back"
 
 
@@ -241,7 +245,7 @@ async def test_credit_lets_a_long_answer_run_on() -> None:
     executor.script = obey_the_window
     async with gateway_stand(executor, token_window=8) as stand, client(stand) as http:
         for stream in (False, True):
-            answer = await asyncio.wait_for(http.post(CHAT, json=chat(stream=stream)), 10)
+            answer = await http.post(CHAT, json=chat(stream=stream))
             assert answer.status_code == 200 and "99 " in answer.text
 
 
@@ -279,10 +283,17 @@ async def test_a_draining_job_executor_finishes_what_it_has() -> None:
 async def test_a_deadline_ends_a_stream_with_an_error_event() -> None:
     executor = FakeJobExecutor()
     executor.script = one_word
-    async with gateway_stand(executor, job_seconds_max=0.2) as stand, client(stand) as http:
+    # Long enough that the stream has begun by then.
+    async with gateway_stand(executor, job_seconds_max=3.0) as stand, client(stand) as http:
         streamed = await http.post(CHAT, json=chat(stream=True))
         assert '"code":"deadline_exceeded"' in streamed.text
         assert streamed.text.endswith("data: [DONE]\n\n")
+
+
+async def test_a_deadline_ends_a_whole_answer_with_504() -> None:
+    executor = FakeJobExecutor()
+    executor.script = one_word
+    async with gateway_stand(executor, job_seconds_max=0.2) as stand, client(stand) as http:
         assert (await http.post(CHAT, json=chat())).status_code == 504
 
 
@@ -295,14 +306,14 @@ async def test_drain_lets_streams_finish_and_refuses_new_work(
         assert (await reader.text(), await reader.text()) == ("", "word")
         draining = asyncio.create_task(stand.gateway.drain())
         await until(lambda: stand.gateway.lifecycle.is_draining, what="draining")
-        await until(lambda: not accepts(stand.port), what="new connections to be refused")
+        await until(lambda: not listens(stand.port), what="new connections to be refused")
         with pytest.raises(httpx.ConnectError):
             await http.post(CHAT, json=chat())
         assert not draining.done()
         (await stand.executor.jobs.get()).finish()
         assert (await reader.next())["choices"][0]["finish_reason"] == "stop"
         assert await reader.next() is None
-    await asyncio.wait_for(draining, 5)
+    await asyncio.wait_for(draining, DEADLINE_SECONDS)
 
 
 async def test_an_unexpected_exception_is_a_500_in_shape(

@@ -20,6 +20,7 @@ from services.gateway.config import GatewayConfig
 from services.gateway.http.https import public_certificate
 from tests.certificates import expire, make_folder, replace, serial_of
 from tests.integration.gateway_support import (
+    DEADLINE_SECONDS,
     MODEL,
     WORDS,
     FakeJobExecutor,
@@ -32,7 +33,7 @@ from tests.servers import until
 Run = Callable[[Coroutine[Any, Any, None]], None]
 # The gateway runs on uvloop; asyncio's own TLS is another implementation.
 each_loop = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-SECONDS = 10.0
+SECONDS = DEADLINE_SECONDS
 
 
 @pytest.fixture
@@ -54,6 +55,10 @@ def https_stand(
 
 def trusting(folder: TlsFolder) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(folder.ca))
+
+
+def trusting_client(verify: ssl.SSLContext | bool) -> httpx.AsyncClient:
+    return httpx.AsyncClient(verify=verify, timeout=SECONDS)
 
 
 def url(stand: GatewayStand) -> str:
@@ -156,7 +161,7 @@ async def test_what_was_agreed(folder: TlsFolder) -> None:
         writer.transport.abort()
         strangers: tuple[Any, ...] = (True, make_folder(folder.root / "other"))
         for verify in (strangers[0], trusting(strangers[1])):
-            async with httpx.AsyncClient(verify=verify) as http:
+            async with trusting_client(verify) as http:
                 with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
                     await http.get(f"{url(stand)}/health")
 
@@ -166,7 +171,7 @@ def test_who_speaks_no_tls_is_hung_up_on_and_hurts_nobody(run: Run, folder: TlsF
     async def scenario() -> None:
         async with (
             https_stand(folder) as stand,
-            httpx.AsyncClient(verify=trusting(folder)) as http,
+            trusting_client(trusting(folder)) as http,
         ):
             for guest in (b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n", b"\x16\x03\x01" + b"x" * 999):
                 reader, writer = await asyncio.open_connection("127.0.0.1", stand.port)
@@ -181,15 +186,27 @@ def test_who_speaks_no_tls_is_hung_up_on_and_hurts_nobody(run: Run, folder: TlsF
 
 
 @each_loop
-def test_a_stalled_handshake_ends_and_counts_meanwhile(run: Run, folder: TlsFolder) -> None:
+def test_handshakes_under_way_count_as_connections(run: Run, folder: TlsFolder) -> None:
     async def scenario() -> None:
-        async with https_stand(folder, connections_max=2, handshake_seconds_max=0.5) as stand:
+        async with https_stand(folder, connections_max=2, handshake_seconds_max=600) as stand:
             silent = [await asyncio.open_connection("127.0.0.1", stand.port) for _ in range(3)]
             ends = [asyncio.create_task(hears_the_end(reader)) for reader, _ in silent]
             await ends[2]  # no room for it
             assert not ends[0].done() and not ends[1].done()
+            for _, writer in silent:
+                writer.transport.abort()
             await asyncio.gather(*ends)
-            async with httpx.AsyncClient(verify=trusting(folder)) as http:
+
+    run(scenario())
+
+
+@each_loop
+def test_a_stalled_handshake_ends(run: Run, folder: TlsFolder) -> None:
+    async def scenario() -> None:
+        async with https_stand(folder, connections_max=2, handshake_seconds_max=0.2) as stand:
+            silent = [await asyncio.open_connection("127.0.0.1", stand.port) for _ in range(2)]
+            await asyncio.gather(*(hears_the_end(reader) for reader, _ in silent))
+            async with trusting_client(trusting(folder)) as http:
                 assert (await http.get(f"{url(stand)}/health")).status_code == 200
             for _, writer in silent:
                 writer.transport.abort()
@@ -239,7 +256,7 @@ def test_a_renewed_certificate_is_shown_to_new_connections(run: Run, folder: Tls
     async def scenario() -> None:
         async with (
             https_stand(folder) as stand,
-            httpx.AsyncClient(verify=trusting(folder)) as http,
+            trusting_client(trusting(folder)) as http,
         ):
             assert (await http.get(f"{url(stand)}/health")).status_code == 200
             replace(folder.public, renewed.public)
@@ -255,7 +272,7 @@ def test_a_renewed_certificate_is_shown_to_new_connections(run: Run, folder: Tls
                     await asyncio.sleep(0.05)
             # Who was here before goes on.
             assert (await http.get(f"{url(stand)}/health")).status_code == 200
-            async with httpx.AsyncClient(verify=trusting(renewed)) as fresh:
+            async with trusting_client(trusting(renewed)) as fresh:
                 assert (await fresh.get(f"{url(stand)}/health")).status_code == 200
 
     run(scenario())

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from services.gateway.limits import limiter
 from tests.integration.gateway_support import (
+    DEADLINE_SECONDS,
     MODEL,
     FakeJob,
     say_hello,
@@ -15,6 +17,13 @@ from tests.integration.gateway_town import Door, Town, code, knows, opens, runni
 from tests.servers import until
 
 USED = {"prompt_tokens": 7, "completion_tokens": 5, "cached_tokens": 4}
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store is away when it is stopped, not when it is slow."""
+    monkeypatch.setattr(limiter, "CALL_SECONDS", DEADLINE_SECONDS)
+    monkeypatch.setattr(limiter, "WAIT_SECONDS", 2 * DEADLINE_SECONDS)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from deepflow.v1 import jobs_pb2, tasks_pb2
 from deepflow.v1 import types_pb2 as types
 from tests.integration.job_executor_rig import (
     INCARNATION,
+    SECONDS,
     FakeTaskExecutor,
     Gateway,
     Rig,
@@ -130,6 +131,7 @@ async def test_credit_holds_back_one_job_and_nobody_else(
     executor.emit(fast, list(range(10, 20)))
     executor.finish(fast)
     await gateway.until_finished(2)
+    await gateway.until_tokens(4)
     assert len(gateway.token_ids[1, 0]) == 4 and (1, 0) not in gateway.finished
     await gateway.send(credit=jobs_pb2.JobCredit(handle=1, choice_index=0, delivered_tokens=4))
     await gateway.until_tokens(8)
@@ -178,7 +180,7 @@ async def test_a_broken_gateway_stream_cancels_its_jobs(
 
 
 async def test_the_deadline_ends_a_job(gateway: Gateway, executor: FakeTaskExecutor) -> None:
-    context = types.WorkContext(deadline_unix_ms=clock.unix_ms() + 300)
+    context = types.WorkContext(deadline_unix_ms=clock.unix_ms() + 3000)
     await gateway.submit(1, prompt="x", context=context)
     handle, _ = await executor.task()
     end = await gateway.until_finished(1)
@@ -261,7 +263,7 @@ async def test_a_gateway_that_has_not_learnt_of_it_is_still_served(
     await gateway.until_finished(1)
     assert not drained.done()
     await gateway.close()  # it has learnt
-    await asyncio.wait_for(drained, 10)
+    await asyncio.wait_for(drained, SECONDS)
 
 
 @pytest.mark.parametrize("say_hello", [False, True], ids=["no hello", "second hello"])

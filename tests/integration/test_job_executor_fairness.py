@@ -269,6 +269,8 @@ async def test_what_waits_too_long_is_refused_and_what_runs_is_not(folder: Path)
         await ask(gateway, range(1, 4), "a")
         error = await gateway.until_refused(3)
         assert (error.code, error.reason) == (types.ERROR_CODE_UNAVAILABLE, "queue_timeout")
+        for handle in (1, 2):
+            await gateway.until_admitted(handle)
         assert gateway.admitted == {1, 2} and gateway.queued == {3}
         assert rig.server.room.num_waiting == 0
         executor.finish(1)

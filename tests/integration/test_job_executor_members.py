@@ -7,7 +7,9 @@ import pytest
 
 from deepflow.bus import Bus
 from deepflow.v1 import events_pb2
+from services.job_executor.links import links
 from tests.integration.job_executor_rig import (
+    SECONDS,
     FakeTaskExecutor,
     Rig,
     folder,
@@ -65,8 +67,9 @@ async def test_own_tasks_are_spread_without_any_heartbeat(
 
 
 async def test_a_task_executor_that_left_the_view_ends_its_tasks_and_gets_no_more(
-    rig: Rig, pair: tuple[FakeTaskExecutor, FakeTaskExecutor]
+    rig: Rig, pair: tuple[FakeTaskExecutor, FakeTaskExecutor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(links, "SETTLE_SECONDS_MAX", SECONDS)
     first, second = pair
     await rig.show(first)
     gateway = await rig.gateway()
@@ -104,8 +107,9 @@ async def test_a_task_executor_that_was_killed_is_found_again_at_its_address(rig
 
 
 async def test_the_first_request_after_a_view_waits_for_the_link(
-    rig: Rig, pair: tuple[FakeTaskExecutor, FakeTaskExecutor]
+    rig: Rig, pair: tuple[FakeTaskExecutor, FakeTaskExecutor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(links, "SETTLE_SECONDS_MAX", SECONDS)
     gateway = await rig.gateway()
     await gateway.submit(1, prompt="x")
     assert (await gateway.until_refused(1)).reason == "cluster_unknown"

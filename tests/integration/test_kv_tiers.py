@@ -1,7 +1,9 @@
 """KV that came back from memory and disk is the KV that was computed: answers are transformers'."""
 
+import errno
 import os
 import random
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +15,15 @@ from deepflow.core.sampling import SamplingParams
 from deepflow.demo import MODEL_DIR
 from services.task_executor.flowserve.engine import FlowServe, Generation
 from services.task_executor.flowserve.messages import Load
+from services.task_executor.flowserve.ring import wait_readable
 from services.task_executor.flowserve.rtc.copies import Tier
+from services.task_executor.flowserve.scheduler import copy_watch
 from services.task_executor.flowserve.scheduler.prefetch import ALWAYS
 from tests.integration.checkpoints import Checkpoint
 
 PREFIX_TOKENS = 64
 TOKENS = 8
+ATTEMPTS_MAX = 50
 SAMPLING = SamplingParams(TOKENS, temperature=0.0, logprobs=0, ignore_eos=True)
 MIB = 1 << 20
 TIERS = {
@@ -26,6 +31,12 @@ TIERS = {
     "disk": {"kv_disk_bytes": 4 * MIB},
 }
 SHAPES = ["llama: plain", "qwen3: biases, yarn rope with every number"]
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is only slow is waited for."""
+    monkeypatch.setattr(copy_watch, "PATIENCE_SECONDS", 120.0)
 
 
 @contextmanager
@@ -49,11 +60,33 @@ def ask(engine: FlowServe, prompt: list[int], sampling: SamplingParams = SAMPLIN
 
 def crowd_out(engine: FlowServe, vocabulary: int) -> None:
     """Enough of other prompts that nothing of before is left on the device."""
+    for prompt in crowd(vocabulary):
+        ask(engine, prompt)
+
+
+def put_away(engine: FlowServe, vocabulary: int) -> None:
+    """The same, and nothing of before is lost, however slow the copies are."""
+    settle(engine)
+    for prompt in crowd(vocabulary):
+        ask(engine, prompt)
+        settle(engine)
+
+
+def crowd(vocabulary: int) -> list[list[int]]:
     draw = random.Random(7)
-    for _ in range(6):
-        ask(engine, [draw.randrange(3, vocabulary) for _ in range(PREFIX_TOKENS + 5)])
+    return [[draw.randrange(3, vocabulary) for _ in range(PREFIX_TOKENS + 5)] for _ in range(6)]
 
 
+def settle(engine: FlowServe) -> None:
+    """Until nothing is put away any more: nobody waits for that, and it may come too late."""
+    master = engine._master
+    master.step()
+    while master.cache.num_copying:
+        wait_readable(master.wake_fds, 1.0)
+        master.step()
+
+
+@pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("steps_in_flight", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES)
@@ -66,7 +99,7 @@ def test_prefix_hits_from_each_tier_answer_as_transformers_does(
     with engine(tmp_path / "model", tmp_path / "kv", settings) as flow:
         ask(flow, [*prefix, 5])
         for last in (6, 7):
-            crowd_out(flow, checkpoint.vocab_size)
+            put_away(flow, checkpoint.vocab_size)
             answer = ask(flow, [*prefix, last])
             reference = checkpoint.greedy([*prefix, last], TOKENS)
             assert answer.cached_tokens == PREFIX_TOKENS
@@ -76,13 +109,14 @@ def test_prefix_hits_from_each_tier_answer_as_transformers_does(
     assert not list((tmp_path / "kv").glob("life-*"))
 
 
+@pytest.mark.usefixtures("patience")
 def test_damaged_files_are_misses_and_never_wrong_answers(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "model", "llama: plain")
     prefix = checkpoint.prompt(PREFIX_TOKENS, seed=1)
     reference = checkpoint.greedy([*prefix, 6], TOKENS)
     with engine(tmp_path / "model", tmp_path / "kv", TIERS["disk"]) as flow:
         ask(flow, [*prefix, 5])
-        crowd_out(flow, checkpoint.vocab_size)
+        put_away(flow, checkpoint.vocab_size)
         for number, file in enumerate((tmp_path / "kv").glob("*/*.kv")):
             content = bytearray(file.read_bytes())
             content[-1 - number] ^= 0xFF
@@ -93,13 +127,60 @@ def test_damaged_files_are_misses_and_never_wrong_answers(tmp_path: Path) -> Non
         assert ask(flow, [*prefix, 6]).token_ids == reference.token_ids
 
 
-def test_a_disk_that_never_answers_holds_up_nobody_for_long(tmp_path: Path) -> None:
+def test_a_disk_folder_that_is_removed_costs_what_was_in_it(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "model", "llama: plain")
     prefix = checkpoint.prompt(PREFIX_TOKENS, seed=1)
     reference = checkpoint.greedy([*prefix, 6], TOKENS)
     with engine(tmp_path / "model", tmp_path / "kv", TIERS["disk"]) as flow:
         ask(flow, [*prefix, 5])
         crowd_out(flow, checkpoint.vocab_size)
+        shutil.rmtree(tmp_path / "kv")
+        answer = ask(flow, [*prefix, 6])
+        assert answer.cached_tokens == 0 and answer.token_ids == reference.token_ids
+        assert_it_comes_back(flow, checkpoint, prefix)
+    assert not list((tmp_path / "kv").glob("life-*"))
+
+
+def test_a_full_disk_is_used_again_once_it_has_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = Checkpoint(tmp_path / "model", "llama: plain")
+    prefix = checkpoint.prompt(PREFIX_TOKENS, seed=1)
+    with engine(tmp_path / "model", tmp_path / "kv", TIERS["disk"]) as flow:
+        (life,) = (tmp_path / "kv").glob("life-*")
+        full = [life / f"{block}.kv" for block in range(flow.config.kv_disk_blocks)]
+        for file in full:
+            file.symlink_to("/dev/full")
+        ask(flow, [*prefix, 5])
+        for _ in range(ATTEMPTS_MAX):
+            crowd_out(flow, checkpoint.vocab_size)
+            if os.strerror(errno.ENOSPC) in caplog.text:
+                break
+        assert os.strerror(errno.ENOSPC) in caplog.text
+        for file in full:
+            file.unlink(missing_ok=True)
+        assert_it_comes_back(flow, checkpoint, prefix)
+
+
+def assert_it_comes_back(flow: FlowServe, checkpoint: Checkpoint, prefix: list[int]) -> None:
+    """From the disk, and right; only then, for a disk that failed is left alone for a while."""
+    reference = checkpoint.greedy([*prefix, 6], TOKENS)
+    for _ in range(ATTEMPTS_MAX):
+        crowd_out(flow, checkpoint.vocab_size)
+        answer = ask(flow, [*prefix, 6])
+        assert answer.token_ids == reference.token_ids
+        if answer.cached_tokens == PREFIX_TOKENS:
+            return
+    pytest.fail("nothing comes back from the disk")
+
+
+def test_a_disk_that_never_answers_holds_up_nobody_for_long(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "model", "llama: plain")
+    prefix = checkpoint.prompt(PREFIX_TOKENS, seed=1)
+    reference = checkpoint.greedy([*prefix, 6], TOKENS)
+    with engine(tmp_path / "model", tmp_path / "kv", TIERS["disk"]) as flow:
+        ask(flow, [*prefix, 5])
+        put_away(flow, checkpoint.vocab_size)
         files = list((tmp_path / "kv").glob("*/*.kv"))
         for file in files:  # who opens a pipe waits for the other end
             file.unlink()
@@ -110,11 +191,13 @@ def test_a_disk_that_never_answers_holds_up_nobody_for_long(tmp_path: Path) -> N
             assert flow._master.cache.num_arriving
         finally:
             ends = [os.open(file, os.O_RDWR | os.O_NONBLOCK) for file in files]
-            for file, end in zip(files, ends, strict=True):
+            for file in files:  # all of them first: who is let go opens the next one
                 file.unlink()
+            for end in ends:
                 os.close(end)
 
 
+@pytest.mark.usefixtures("patience")
 def test_many_at_a_time_over_three_tiers_answer_as_they_do_alone(tmp_path: Path) -> None:
     """On an emulated device too, whose answers change with every wrong block."""
     draw = random.Random(3)

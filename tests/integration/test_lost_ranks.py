@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from services.task_executor.flowserve.__main__ import EXIT_BROKEN
-from services.task_executor.flowserve.messages import LoadFailed, Submit, Unload, Unloaded
+from services.task_executor.flowserve.messages import LoadFailed, Unload, Unloaded
 from tests.integration.rank_rig import (
     DEADLINE_SECONDS,
     DIED,
-    ENDLESS,
     JOINING,
     LOADING,
     Engine,
@@ -45,6 +44,7 @@ def test_a_rank_that_stands_still_ends_its_engine(engine: Engine) -> None:
     [rank] = engine.ranks()
     engine.begin_to_answer()
     os.kill(rank, signal.SIGSTOP)
+    engine.ask(2)  # whoever looked away for long: the first answer may have ended before
     assert engine.process.wait(DEADLINE_SECONDS) == EXIT_BROKEN
     assert "rank 1 was stopped by a signal" in engine.log
     await_condition(lambda: not command_of(rank))
@@ -93,6 +93,7 @@ def test_a_rank_that_hangs_ends_its_engine(
     [rank] = engine.ranks()
     engine.begin_to_answer()
     os.kill(rank, how)
+    engine.ask(2)
     assert engine.process.wait(DEADLINE_SECONDS) == EXIT_BROKEN
     assert "rank 1 hangs" in engine.log
     await_condition(lambda: not command_of(rank))
@@ -105,7 +106,7 @@ def test_a_rank_that_hangs_while_nobody_asks_is_seen_with_the_next_request(
     engine.load(tensor_parallel=2, cpu_threads=2, kv_blocks=80)
     [rank] = engine.ranks()
     os.kill(rank, signal.SIGUSR1)
-    engine.send(Submit(1, [5, 6, 7], ENDLESS))
+    engine.ask()
     assert engine.process.wait(DEADLINE_SECONDS) == EXIT_BROKEN
     assert "rank 1 hangs" in engine.log
 

@@ -27,7 +27,14 @@ from services.job_executor.prompt_tree.service import digest
 from services.job_executor.server import JobExecutorServer
 from services.kv_store.config import KvStoreConfig
 from services.kv_store.server import KvStoreServer
-from tests.integration.job_executor_rig import NOWHERE, TOKEN, Gateway, make_config, tokenizer
+from tests.integration.job_executor_rig import (
+    NOWHERE,
+    SECONDS,
+    TOKEN,
+    Gateway,
+    make_config,
+    tokenizer,
+)
 from tests.servers import ServerProcess, free_port, nats_server, redis_server, until
 from tests.unit.job_executor.model_folders import TEMPLATE, write_folder
 
@@ -223,7 +230,7 @@ class Cluster:
         peer = Peer(server.membership.member.address, TOKEN)
         method = PromptTreeServiceStub(peer.channel).DescribePromptTree
         request = cache_pb2.DescribePromptTreeRequest()
-        reply = await peer.call(method, request, timeout_seconds=5)
+        reply = await peer.call(method, request, timeout_seconds=SECONDS)
         await peer.close()
         return {it.task_executor_id: (it.blocks, it.digest) for it in reply.branches}
 

@@ -1,6 +1,7 @@
 """Several ranks, each a real process with tiers of its own: KV that comes back is one rank's."""
 
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from services.task_executor.flowserve.ring import wait_readable
 from services.task_executor.flowserve.rtc.block_chain import BlockChain
 from services.task_executor.flowserve.rtc.copies import Tier
 from services.task_executor.flowserve.rtc.node import CacheNode
+from services.task_executor.flowserve.scheduler import copy_watch
 from services.task_executor.flowserve.scheduler.prefetch import ALWAYS
 from tests.integration.checkpoints import Checkpoint
 
@@ -122,6 +124,12 @@ class Stand:
         self.alone.close()
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is only slow is waited for."""
+    monkeypatch.setattr(copy_watch, "PATIENCE_SECONDS", 120.0)
+
+
 @pytest.fixture(scope="module", params=SPLITS, ids=lambda it: f"{it.tensor}x{it.pipeline}")
 def stand(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -156,5 +164,14 @@ def test_a_share_that_is_damaged_is_a_miss_for_all(stand: Stand) -> None:
         [file] = stand.disk.glob(f"life-rank-{stand.ranks - 1}-*/{block}.kv")
         file.write_bytes(damage(file.read_bytes()))
         assert stand.ask([*prefix, 6]).cached_tokens == 2 * BLOCK
+    stand.bring(prefix, Tier.DISK)
+    assert stand.ask([*prefix, 6]).cached_tokens == len(prefix)
+
+
+def test_a_folder_that_is_removed_is_made_again_by_every_rank(stand: Stand) -> None:
+    prefix = stand.checkpoint.prompt(PREFIX_BLOCKS * BLOCK, seed=11)
+    stand.bring(prefix, Tier.DISK)
+    shutil.rmtree(stand.disk)
+    assert stand.ask([*prefix, 6]).cached_tokens == 0
     stand.bring(prefix, Tier.DISK)
     assert stand.ask([*prefix, 6]).cached_tokens == len(prefix)

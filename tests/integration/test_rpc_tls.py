@@ -21,7 +21,7 @@ from tests.certificates import make_folder
 
 TOKEN = "open sesame"
 REQUEST = store_pb2.GetRecordRequest(key="kettle")
-SECONDS = 5.0
+SECONDS = 30.0
 
 
 class Store(RecordStoreServiceServicer):

@@ -38,7 +38,7 @@ def spec(folder: Path, code: str, name: str = "child", service: str = "gateway")
         command=(sys.executable, "-c", code),
         environment=dict(os.environ),
         log_file=folder / "logs" / f"{name}.log",
-        grace_seconds=10,
+        grace_seconds=60,
     )
 
 
@@ -108,7 +108,7 @@ async def test_a_stop_ends_the_wait_for_a_restart(tmp_path: Path) -> None:
     async with supervising(RestartPolicy(first_seconds=600, max_seconds=600)) as supervisor:
         child = supervisor.start(spec(tmp_path, "raise SystemExit(7)"))
         await until(lambda: child.state is ProcessState.RESTARTING, what="the back-off")
-        await asyncio.wait_for(supervisor.stop("child"), 5)
+        await asyncio.wait_for(supervisor.stop("child"), 60)
 
 
 async def test_a_deaf_child_and_its_children_are_killed_after_the_grace(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ async def test_a_child_may_end_its_work_within_the_grace(tmp_path: Path) -> None
 async def test_a_stop_right_after_the_start_leaves_nothing(tmp_path: Path) -> None:
     async with supervising() as supervisor:
         supervisor.start(spec(tmp_path, SLEEP))
-        stopped = await asyncio.wait_for(supervisor.stop("child"), 10)
+        stopped = await asyncio.wait_for(supervisor.stop("child"), 60)
         assert stopped.pid is None
 
 
@@ -226,7 +226,7 @@ asyncio.run(main())
         assert len(children) == 2
         supervisor.kill()
         supervisor.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not all(is_gone(child) for child in children):
         assert time.monotonic() < deadline, f"left behind: {children}"
         os.sched_yield()

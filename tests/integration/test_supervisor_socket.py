@@ -76,7 +76,7 @@ class Client:
         await self.writer.drain()
 
     async def receive(self) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(await asyncio.wait_for(self.reader.readline(), 10))
+        answer: dict[str, Any] = json.loads(await asyncio.wait_for(self.reader.readline(), 60))
         return answer
 
     async def ask(self, **fields: Any) -> dict[str, Any]:

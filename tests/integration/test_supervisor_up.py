@@ -18,7 +18,7 @@ from deepflow.demo import MODEL_DIR
 from deepflow.local.data_dir import DataDir
 from tests.servers import free_port
 
-UP_SECONDS_MAX = 60
+UP_SECONDS_MAX = 150
 WEIGHTS = (MODEL_DIR / "model.safetensors").read_bytes()
 
 
@@ -121,6 +121,6 @@ def test_a_stop_on_the_way_up_leaves_nothing(tmp_path: Path, number: signal.Sign
         process.communicate(timeout=UP_SECONDS_MAX)
     assert process.returncode == 0
     assert children
-    _, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
     assert not (tmp_path / "supervisor.sock").exists()

@@ -281,16 +281,18 @@ async def test_an_unload_waits_for_running_tasks_and_takes_no_more(
 ) -> None:
     async with JobExecutor(server) as client:
         await client.load(folder, device="emulated:ascend-910b")
-        await client.submit(1, [1, 2, 3], 50)
-        await until(lambda: server._peers.num_tasks == 1, what="the task to run")
+        seen: list[str] = []
+        server.lifecycle.on_change(lambda: seen.append(server.lifecycle.word))
+        await client.submit(1, [1, 2, 3], 480)
+        assert (await client.stream.read()).tokens.accepted_handles
         request = tasks_pb2.UnloadModelRequest(deployment="m", grace_seconds=30)
         unloading = asyncio.create_task(
             client.peer.call(client.stub.UnloadModel, request, timeout_seconds=40)
         )
-        await until(lambda: server.lifecycle.word == "loading", what="the unload to begin")
+        await until(lambda: "loading" in seen, what="the unload to begin")
         await client.submit(2, [1], 1)
         tokens, ends = await client.collect({1, 2})
-        assert len(tokens[1]) == 50
+        assert len(tokens[1]) == 480
         assert ends[2].reason == types.FINISH_REASON_ERROR
         await unloading
         assert server.lifecycle.word == "blank"

@@ -71,15 +71,19 @@ async def require_that_all_is_seen(server: TaskExecutorServer) -> None:
         return all(it.kept_bytes and not it.used_bytes for it in tiers)
 
     await until(is_told, what="every tier to keep something, and nobody to hold any of it")
+    # Values of labels in the order of their names.
     samples = {
-        (metric.name.removeprefix("deepflow_task_executor_"), *sorted(it.labels.values())): it.value
+        (
+            metric.name.removeprefix("deepflow_task_executor_"),
+            *(value for _, value in sorted(it.labels.items())),
+        ): it.value
         for metric in server._metrics.collect()
         for it in metric.samples
     }
-    put_away = samples["kv_copies", "device", "dram", "ok"]
-    assert put_away > 0 and samples["kv_copies", "disk", "dram", "ok"] > 0
+    assert samples["kv_copies", "ok", "device", "dram"] > 0
+    assert samples["kv_copies", "ok", "dram", "disk"] > 0
     assert samples["kv_missed_tokens",] + samples["kv_hit_tokens", "device"] <= 2 * 12 * 100
-    assert samples["kv_tier_bytes", "disk", "free"] < capabilities.kv_disk_bytes
+    assert samples["kv_tier_bytes", "free", "disk"] < capabilities.kv_disk_bytes
 
 
 async def test_blocks_are_put_away_and_gone_with_their_engine(

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.npu.fake_cann.build import ToolsMissing, built_libraries
 from tests.npu.wheel import WheelError, unpacked_wheel
 
-FILE_SECONDS_MAX = 400
+FILE_SECONDS_MAX = 900
 
 
 def environment(wheel: Path, libraries: Path) -> dict[str, str]:

@@ -1,7 +1,5 @@
 """A process group over gloo and HCCL, of one rank, and its calls."""
 
-import os
-import socket
 from collections.abc import Iterator
 
 import pytest
@@ -15,11 +13,8 @@ from services.task_executor.devices.npu.device import NpuDevice
 @pytest.fixture(scope="module")
 def device() -> Iterator[NpuDevice]:
     device = NpuDevice(1)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group(device.collectives, rank=0, world_size=1)
+    store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True)  # type: ignore[attr-defined]
+    dist.init_process_group(device.collectives, store=store, rank=0, world_size=1)
     yield device
     dist.destroy_process_group()
 

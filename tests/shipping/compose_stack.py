@@ -21,10 +21,8 @@ from deepflow.lifecycle import bound_to_parent
 from deepflow.local import binaries
 from tests.shipping.compose_file import COMPOSE, Container, read_containers, read_env
 from tests.shipping.environments import python_for
-from tests.stack import wait_until
+from tests.stack import ANSWER_SECONDS_MAX, COMMAND_SECONDS_MAX, DOWN_SECONDS_MAX, wait_until
 
-READY_SECONDS = 60.0
-STOP_SECONDS = 40.0
 HEALTH_PORTS = {
     "gateway": 8000,
     "job-executor": 7203,
@@ -51,7 +49,7 @@ class Replica:
         """SIGTERM, as `docker compose stop` sends it."""
         self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(STOP_SECONDS)
+            return self.process.wait(DOWN_SECONDS_MAX)
         except subprocess.TimeoutExpired as error:
             self.process.kill()
             self.process.wait()
@@ -94,7 +92,7 @@ class ComposeStack:
 
     def wait_until_healthy(self, *replicas: str) -> None:
         for replica in replicas:
-            wait_until(partial(self.is_ready, replica), f"{replica} is ready", READY_SECONDS)
+            wait_until(partial(self.is_ready, replica), f"{replica} is ready")
 
     def is_ready(self, replica: str) -> bool:
         it = self.running[replica]
@@ -110,7 +108,8 @@ class ComposeStack:
 
     def _probe(self, replica: str) -> httpx.Response:
         port = HEALTH_PORTS[replica.rpartition("-")[0]]
-        return httpx.get(f"http://{self.running[replica].address}:{port}/ready", timeout=5)
+        url = f"http://{self.running[replica].address}:{port}/ready"
+        return httpx.get(url, timeout=ANSWER_SECONDS_MAX)
 
     def health_check(self, replica: str) -> int:
         """Exit status of the check that docker would run in this container."""
@@ -119,7 +118,7 @@ class ComposeStack:
         assert kind == "CMD" and command[0] == "python"
         command[0] = str(python_for(name, self.environments))
         here = [word.replace("127.0.0.1", it.address) for word in command]
-        return subprocess.run(here, capture_output=True, timeout=30).returncode
+        return subprocess.run(here, capture_output=True, timeout=COMMAND_SECONDS_MAX).returncode
 
     def run_once(self, name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """`docker compose run --rm NAME ARGUMENTS`."""
@@ -131,7 +130,7 @@ class ComposeStack:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=COMMAND_SECONDS_MAX,
             cwd="/",
         )
 

@@ -14,7 +14,9 @@ import yaml
 from deepflow.demo import MODEL_DIR
 from tests.shipping.compose_file import COMPOSE
 from tests.shipping.compose_stack import ComposeStack, Replica, compose_stack
-from tests.stack import wait_until
+from tests.stack import ANSWER_SECONDS_MAX, wait_until
+
+pytestmark = pytest.mark.timeout(600)
 
 SERVICES = ("kv-store", "cluster-manager", "task-executor", "job-executor", "gateway")
 MISSING = "generation marker missing"
@@ -80,16 +82,16 @@ def test_a_deployment_reaches_task_executors_that_came_by_themselves(stack: Comp
 
 
 def test_every_health_check_of_the_file_passes(stack: ComposeStack) -> None:
-    names = [f"{name}-1" for name in SERVICES]
-    assert {name: stack.health_check(name) for name in names} == dict.fromkeys(names, 0)
+    for name in SERVICES:  # one late answer makes no container unhealthy
+        wait_until(lambda n=name: stack.health_check(f"{n}-1") == 0, f"{name} is healthy")  # type: ignore[misc]
 
 
 def test_metrics_need_a_key_only_where_strangers_are(stack: ComposeStack) -> None:
     address = stack.addresses["gateway"]
-    inside = httpx.get(f"http://{address}:7200/metrics")
+    inside = httpx.get(f"http://{address}:7200/metrics", timeout=ANSWER_SECONDS_MAX)
     assert inside.status_code == 200 and "deepflow_gateway_" in inside.text
-    assert httpx.get(f"{stack.url}/metrics").status_code == 401
-    assert httpx.get(f"http://{address}:7200/v1/models").status_code == 404
+    for url, status in ((f"{stack.url}/metrics", 401), (f"http://{address}:7200/v1/models", 404)):
+        assert httpx.get(url, timeout=ANSWER_SECONDS_MAX).status_code == status
 
 
 def test_prometheus_looks_where_the_services_listen(stack: ComposeStack) -> None:
@@ -97,7 +99,7 @@ def test_prometheus_looks_where_the_services_listen(stack: ComposeStack) -> None
     for job in config["scrape_configs"]:
         target = job["dns_sd_configs"][0]
         url = f"http://{stack.addresses[target['names'][0]]}:{target['port']}/metrics"
-        assert httpx.get(url).status_code == 200, url
+        assert httpx.get(url, timeout=ANSWER_SECONDS_MAX).status_code == 200, url
 
 
 def test_a_second_beginning_of_the_records_changes_nothing(stack: ComposeStack) -> None:
@@ -142,7 +144,7 @@ def test_task_executors_come_and_go(stack: ComposeStack) -> None:
     """`docker compose up --scale task-executor=2`, and one of them stopped."""
     deploy(stack, "--replicas", "2", "--no-wait")
     stack.up("task-executor", 2)
-    wait_until(lambda: ready_replicas(stack) == 2, "the newcomer holds the model", 90)
+    wait_until(lambda: ready_replicas(stack) == 2, "the newcomer holds the model")
     assert stack.down("task-executor-1") == {"task-executor-1": 0}
     assert ask(stack).status_code == 200
     wait_until(lambda: ready_replicas(stack) == 1, "the one that left is known to be gone")

@@ -15,6 +15,7 @@ from tests.integration.gateway_support import gateway_stand
 from tests.servers import free_port
 from tests.shipping.compose_file import COMPOSE, fill_in
 from tests.shipping.test_compose_file import CONFIGS
+from tests.stack import ANSWER_SECONDS_MAX
 
 KEY_OF_THE_CA = "ca-key.pem"
 
@@ -76,5 +77,8 @@ async def test_the_health_check_asks_a_port_that_stays_plain(folder: TlsFolder) 
         "https_certificate": str(folder.public.certificate),
         "https_key": str(folder.public.key),
     }
-    async with gateway_stand(metrics_port=port, **files), httpx.AsyncClient() as http:
+    async with (
+        gateway_stand(metrics_port=port, **files),
+        httpx.AsyncClient(timeout=ANSWER_SECONDS_MAX) as http,
+    ):
         assert (await http.get(f"http://127.0.0.1:{port}/ready")).status_code == 200

@@ -12,7 +12,12 @@ import pytest
 from deepflow.lifecycle import bound_to_parent
 from tests.servers import free_port
 from tests.shipping.environments import python_for
-from tests.stack import wait_until
+from tests.stack import (
+    ANSWER_SECONDS_MAX,
+    COMMAND_SECONDS_MAX,
+    DOWN_SECONDS_MAX,
+    wait_until,
+)
 
 TORCHLESS = ("gateway", "job-executor", "cluster-manager", "kv-store", "cli")
 SERVICES = ("gateway", "job-executor", "cluster-manager", "kv-store")
@@ -26,7 +31,9 @@ def folder() -> Iterator[Path]:
 
 def run(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [str(python), "-P", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd="/")
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=COMMAND_SECONDS_MAX, cwd="/"
+    )
 
 
 @pytest.mark.parametrize("extra", TORCHLESS)
@@ -66,7 +73,7 @@ def test_a_service_starts_and_ends_with_its_own_extra_alone(extra: str, folder: 
     try:
         wait_until(lambda: _is_alive(port, process, log), f"{service} answers /health")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0, log.read_text()
+        assert process.wait(DOWN_SECONDS_MAX) == 0, log.read_text()
     finally:
         process.kill()
         process.wait()
@@ -75,7 +82,8 @@ def test_a_service_starts_and_ends_with_its_own_extra_alone(extra: str, folder: 
 def _is_alive(port: int, process: "subprocess.Popen[bytes]", log: Path) -> bool:
     assert process.poll() is None, log.read_text()
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200
+        url = f"http://127.0.0.1:{port}/health"
+        return httpx.get(url, timeout=ANSWER_SECONDS_MAX).status_code == 200
     except httpx.TransportError:
         return False
 

@@ -1,5 +1,6 @@
 """Everything that listens in the process tree of a stack, as the kernel says."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,21 +34,29 @@ class Listener:
 def listeners(stack: Stack) -> list[Listener]:
     services = _services(stack)
     roles = _roles(stack)
-    found = []
+    control = str(stack.data_dir / "supervisor.sock")
+    found: list[Listener] = []
     for process in stack.family():
-        service = _service_of(process, services)
-        for connection in process.net_connections("inet"):
-            is_udp = connection.status == psutil.CONN_NONE
-            if not connection.laddr or not (is_udp or connection.status == psutil.CONN_LISTEN):
-                continue
-            port = connection.laddr.port
-            role = roles.get((service, port), f"{UNKNOWN} port {port}")
-            protocol = "udp" if is_udp else "tcp"
-            found.append(Listener(service, role, protocol, connection.laddr.ip, port))
-        for path in _unix_sockets(process):
-            role = "control" if path == str(stack.data_dir / "supervisor.sock") else UNKNOWN
-            found.append(Listener(service, role, "unix", "", 0, path))
+        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):  # it ended just now
+            service = _service_of(process, services)
+            found += _ports(process, service, roles)
+            for path in _unix_sockets(process):
+                role = "control" if path == control else UNKNOWN
+                found.append(Listener(service, role, "unix", "", 0, path))
     return found
+
+
+def _ports(
+    process: psutil.Process, service: str, roles: dict[tuple[str, int], str]
+) -> Iterator[Listener]:
+    for connection in process.net_connections("inet"):
+        is_udp = connection.status == psutil.CONN_NONE
+        if not connection.laddr or not (is_udp or connection.status == psutil.CONN_LISTEN):
+            continue
+        port = connection.laddr.port
+        role = roles.get((service, port), f"{UNKNOWN} port {port}")
+        protocol = "udp" if is_udp else "tcp"
+        yield Listener(service, role, protocol, connection.laddr.ip, port)
 
 
 def _services(stack: Stack) -> dict[int, str]:

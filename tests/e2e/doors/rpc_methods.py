@@ -9,7 +9,7 @@ from google.protobuf.descriptor import MethodDescriptor
 
 import deepflow.v1
 
-CALL_SECONDS = 10.0
+CALL_SECONDS = 30.0
 NO_SUCH_METHOD = "/deepflow.v1.Nothing/Nothing"
 
 

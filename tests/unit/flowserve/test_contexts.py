@@ -8,6 +8,7 @@ from services.task_executor.flowserve.master import Master
 from services.task_executor.flowserve.messages import (
     Cancel,
     ContextAnswer,
+    ContextFacts,
     ContextRequest,
     DropContext,
     Finished,
@@ -62,11 +63,18 @@ class Stand:
         return self.ask(KeepContext(self.handles, context_id, tokens, 60.0, is_pinned=True))
 
     def use(
-        self, context_id: str, prompt: list[int], salt: bytes = b""
+        self,
+        context_id: str,
+        prompt: list[int],
+        salt: bytes = b"",
+        *,
+        prompt_logprobs: int | None = None,
     ) -> tuple[Finished, list[int]]:
         self.handles += 1
         self.outputs.clear()
-        sampling = SamplingParams(4, temperature=0.0, ignore_eos=True)
+        sampling = SamplingParams(
+            4, temperature=0.0, ignore_eos=True, prompt_logprobs=prompt_logprobs
+        )
         self.master.obey(
             Submit(self.handles, prompt, sampling, cache_salt=salt, context_id=context_id)
         )
@@ -78,6 +86,10 @@ class Stand:
         self.handles += 1
         answer = self.ask(ListContexts(self.handles, salt))
         return [it.context_id for it in answer.contexts]
+
+    def facts(self) -> list[ContextFacts]:
+        self.handles += 1
+        return self.ask(ListContexts(self.handles, b"")).contexts
 
     def drop(self, context_id: str, salt: bytes = b"") -> ContextAnswer:
         self.handles += 1
@@ -160,6 +172,27 @@ def test_a_pinned_context_outlives_any_crowd(stand: Stand) -> None:
     stand.drop("pinned")
     stand.master.cache.check([])
     assert stand.master.cache.num_available == stand.config.usable_blocks
+
+
+@pytest.mark.parametrize("is_pinned", [False, True])
+def test_a_prompt_that_is_scored_finds_nothing_and_changes_nothing(
+    stand: Stand, is_pinned: bool
+) -> None:
+    """All of it is computed, for its log probabilities, beside what is kept."""
+    if is_pinned:
+        stand.pin("manual", TOKENS)
+    else:
+        stand.keep()
+    facts = stand.facts()
+    available = stand.master.cache.num_available
+    end, tokens = stand.use("manual", [11], prompt_logprobs=0)
+    assert (end.prompt_tokens, end.cached_tokens) == (11, 0)
+    assert tokens == answer_alone([*TOKENS, 11], 4, ignore_eos=True)
+    changes = [it for output in stand.outputs for it in output.kv_changes]
+    assert len(changes) == 1, "the one block that is behind it"
+    assert stand.facts() == facts and stand.master.cache.num_available == available
+    end, _ = stand.use("manual", [12])
+    assert end.cached_tokens == 8
 
 
 def crowd(stand: Stand, first: int) -> None:

@@ -16,7 +16,7 @@ from services.task_executor.flowserve.tiers.mover import ThreadedMover
 
 SIZE, BLOCKS = 64, 8
 BROKEN = 7
-DEADLINE_SECONDS = 10
+DEADLINE_SECONDS = 60
 
 
 class FakeDevice:

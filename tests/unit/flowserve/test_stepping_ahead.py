@@ -25,7 +25,7 @@ from tests.unit.flowserve.fingerprint_executor import (
 from tests.unit.flowserve.harness import make_config
 
 SAMPLING = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
-DEADLINE_SECONDS = 10
+DEADLINE_SECONDS = 60
 
 
 def ahead_config(**changes: int) -> EngineConfig:

@@ -19,13 +19,13 @@ async def test_work_that_takes_too_long_is_interrupted_and_frees_its_thread() ->
     with pytest.raises(InvalidRequest) as caught:
         await pool.run(spin, param="messages")
     assert (caught.value.reason, caught.value.param) == ("prompt_timeout", "messages")
-    assert await pool.run(lambda: 42) == 42
+    assert await pool.load(lambda: 42) == 42
     assert pool.num_pending == 0
     pool.close()
 
 
 async def test_more_work_than_may_wait_is_refused() -> None:
-    pool = WorkPool(threads=1, queue_max=0, seconds_max=5)
+    pool = WorkPool(threads=1, queue_max=0, seconds_max=60)
     gate = threading.Event()
     first = pool.load(gate.wait)
     running = asyncio.create_task(pool.run(lambda: 1))

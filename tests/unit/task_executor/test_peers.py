@@ -76,12 +76,12 @@ async def test_tokens_of_tiny_steps_wait_for_one_another_and_never_for_good() ->
     for step in (1, 2):
         peers.deliver(output([handle], step=step, seconds=0.0001, first=9 + step))
         assert not stream.wake.is_set()
-    await asyncio.wait_for(stream.wake.wait(), 5)
+    await asyncio.wait_for(stream.wake.wait(), 30)
     assert list(stream.take(0).handles) == [1, 1]
     stream.wake.clear()
     peers.deliver(output([], finished=[Finished(handle, "stop", 1, 2, 0)], seconds=0.0001))
     assert not stream.wake.is_set()
-    await asyncio.wait_for(stream.wake.wait(), 5)
+    await asyncio.wait_for(stream.wake.wait(), 30)
     assert stream.take(0).finished
 
 
@@ -92,11 +92,11 @@ async def test_a_wake_up_for_nothing_keeps_nobody_asleep() -> None:
     handle = opened(stream, 1)
     stranger = Finished(stream.engine_handle(2), "length", 1, 5, 0)
     peers.deliver(output([], finished=[stranger], seconds=0.0001))
-    await asyncio.wait_for(stream.wake.wait(), 5)
+    await asyncio.wait_for(stream.wake.wait(), 30)
     assert not stream.columns
     stream.wake.clear()
     peers.deliver(output([handle], seconds=0.0001, first=10))
-    await asyncio.wait_for(stream.wake.wait(), 5)
+    await asyncio.wait_for(stream.wake.wait(), 30)
     assert list(stream.take(0).token_ids) == [100]
 
 
@@ -190,7 +190,7 @@ async def test_idle_waits_for_tasks_and_for_what_is_unsent() -> None:
     assert not waiter.done()
     stream.columns.take(0)
     peers.batch_taken()
-    await asyncio.wait_for(waiter, 5)
+    await asyncio.wait_for(waiter, 30)
 
 
 def test_alternatives_stay_with_their_tokens_over_steps_and_streams() -> None:

@@ -1,16 +1,19 @@
 """Vocabularies of two kinds, and answers drawn by the real sampler from random logits."""
 
 import atexit
+import contextlib
 import functools
 import json
 import shutil
 import string
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from hypothesis import reject
 from tokenizers import Tokenizer
@@ -157,6 +160,25 @@ def draw_token(
     drawn = settled(sample(torch.stack(logits), SamplingColumns(drawing), token_masks))
     assert drawn.is_valid.all()
     return [int(token) for token in drawn.token_ids]
+
+
+def family(pid: int | None) -> list[psutil.Process]:
+    assert pid is not None
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+@contextlib.contextmanager
+def suspended(grammars: Grammars) -> Iterator[None]:
+    """The worker, so that it is asked and does not answer."""
+    processes = family(grammars.worker_pid)
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.resume()
 
 
 _DEMO = Language(MODEL_DIR, 1536, (2,))

@@ -209,17 +209,21 @@ def test_a_bad_schema_inside_a_grammar_is_named_by_its_own_field(
         assert said in refused.message and "\n" not in refused.message
 
 
-def test_steps_go_on_while_bombs_are_looked_at(engine: Rig) -> None:
+def test_steps_go_on_while_bombs_are_looked_at(
+    engine: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "COMPILE_WALL_SECONDS", DEADLINE_SECONDS)
+    engine.submit(9, sampling(SCHEMA))
+    engine.run(9)
     engine.submit(0, sampling(None, max_tokens=900))
     engine.take(engine.master.step())
-    for handle in range(1, 5):
-        bomb = Grammar(BOMB.kind, BOMB.source + "c" * handle)
-        engine.submit(handle, sampling(bomb))
-    steps = 0
-    while engine.master.num_held and not engine.finished.get(0):
-        steps += 1
-        engine.take(engine.master.step())
-    assert steps > 1 and len(engine.tokens[0]) == steps + 1
+    with rig.suspended(engine.grammars):  # so that they are looked at for long
+        for handle in range(1, 5):
+            bomb = Grammar(BOMB.kind, BOMB.source + "c" * handle)
+            engine.submit(handle, sampling(bomb))
+        for step in range(1, 50):
+            engine.take(engine.master.step())
+            assert engine.master.num_held == 4 and len(engine.tokens[0]) == step + 1
     engine.run(1, 2, 3, 4)
     assert all(engine.finished[handle].invalid for handle in range(1, 5))
     assert engine.grammars.num_workers_started == 1

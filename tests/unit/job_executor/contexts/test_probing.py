@@ -35,7 +35,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture
 async def pool() -> AsyncIterator[WorkPool]:
-    pool = WorkPool(threads=1, queue_max=64, seconds_max=10)
+    pool = WorkPool(threads=1, queue_max=64, seconds_max=60)
     yield pool
     pool.close()
 

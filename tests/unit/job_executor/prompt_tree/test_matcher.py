@@ -83,7 +83,7 @@ def links() -> Links:
 
 @pytest.fixture
 def pool() -> Iterator[WorkPool]:
-    pool = WorkPool(threads=1, queue_max=0, seconds_max=5.0)
+    pool = WorkPool(threads=1, queue_max=0, seconds_max=60.0)
     yield pool
     pool.close()
 
