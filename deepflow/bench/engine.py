@@ -30,6 +30,7 @@ Say = Callable[[str], None]
 class EngineOptions:
     model: Path | None = None  # None: random weights of `shape`
     shape: str = "llama-100m"
+    stored: str = random_model.STORED[0]  # what random weights are kept in
     requests: int = 32
     input: int = 256
     output: int = 64
@@ -92,14 +93,14 @@ def run(options: EngineOptions, say: Say) -> EngineReport:
         commands[HOLLOW] = commands[OURS]
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deepflow-bench-")))
-        folder = options.model or _random_folder(options.shape, scratch, say)
+        folder = options.model or _random_folder(options, scratch, say)
         vocabulary = _require_room(folder, options)
         ceiling = ceilings.ceiling_of(options.device)
         rate = _measure(ceiling, say) if ceiling else 0.0
         workers = {}
         for name, command in commands.items():
             say(f"starting {name} …")
-            held = _hollow_folder(options.shape, scratch) if name == HOLLOW else folder
+            held = _hollow_folder(options, scratch) if name == HOLLOW else folder
             worker = stack.enter_context(
                 worker_of(name, command, _setup(name, options, held), scratch)
             )
@@ -187,16 +188,16 @@ def _require_room(folder: Path, options: EngineOptions) -> int:
     return spec.vocab_size
 
 
-def _random_folder(shape: str, scratch: Path, say: Say) -> Path:
-    say(f"writing random weights of shape {shape} …")
-    folder = scratch / shape
-    random_model.write(random_model.SHAPES[shape], folder)
+def _random_folder(options: EngineOptions, scratch: Path, say: Say) -> Path:
+    say(f"writing random weights of shape {options.shape} in {options.stored} …")
+    folder = scratch / options.shape
+    random_model.write(random_model.SHAPES[options.shape], folder, options.stored)
     return folder
 
 
-def _hollow_folder(shape: str, scratch: Path) -> Path:
+def _hollow_folder(options: EngineOptions, scratch: Path) -> Path:
     folder = scratch / HOLLOW
-    random_model.write(hollow(random_model.SHAPES[shape]), folder)
+    random_model.write(hollow(random_model.SHAPES[options.shape]), folder, options.stored)
     return folder
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+STORED = ("float32", "bfloat16")  # what weights can be kept in
 SEED = 20250101
 SPREAD = 0.02
 
@@ -43,7 +44,6 @@ class Shape:
             "attention_bias": False,
             "bos_token_id": 1,
             "eos_token_id": 2,
-            "torch_dtype": "float32",
         }
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -75,18 +75,21 @@ SHAPES = {
 }
 
 
-def write(shape: Shape, folder: Path) -> None:
-    """fp32 weights, the same bytes every time."""
-    import numpy as np  # late: only a benchmark without a model of its own needs it
-    from safetensors.numpy import save_file
+def write(shape: Shape, folder: Path, stored: str = STORED[0]) -> None:
+    """The same bytes every time."""
+    import numpy as np  # late: only a benchmark without a model of its own needs these
+    import torch
+    from safetensors.torch import save_file
 
     random = np.random.default_rng(SEED)
     tensors = {}
     for name, size in shape.tensors():
         if len(size) == 1:
-            tensors[name] = np.ones(size, dtype=np.float32)
+            values = np.ones(size, dtype=np.float32)
         else:
-            tensors[name] = random.standard_normal(size, dtype=np.float32) * np.float32(SPREAD)
+            values = random.standard_normal(size, dtype=np.float32) * np.float32(SPREAD)
+        tensors[name] = torch.from_numpy(values).to(getattr(torch, stored))
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(shape.config, indent=1))
+    config = shape.config | {"torch_dtype": stored}
+    (folder / "config.json").write_text(json.dumps(config, indent=1))

@@ -75,6 +75,12 @@ def engine(
             " qwen3-450m."
         ),
     ] = "llama-100m",
+    stored: Annotated[
+        str,
+        typer.Option(
+            help="What random weights are stored in: float32, or bfloat16 as in most checkpoints."
+        ),
+    ] = "float32",
     requests: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 32,
     input_tokens: Annotated[int, typer.Option("--input", min=1, help="Tokens of a prompt.")] = 256,
     output_tokens: Annotated[
@@ -124,7 +130,7 @@ def engine(
     same operations without their arithmetic.
     """
     from deepflow.bench import engine as bench  # late: --help needs none of this
-    from deepflow.bench.random_model import SHAPES
+    from deepflow.bench.random_model import SHAPES, STORED
     from deepflow.bench.sse_client import BenchError
     from deepflow.core.devices import DEVICE_DTYPES
 
@@ -134,6 +140,8 @@ def engine(
             fail(f"--peer {name}: choices are {', '.join(bench.PEERS)}", EXIT_BAD_OPTION)
     if shape not in SHAPES:
         fail(f"--shape {shape}: choices are {', '.join(SHAPES)}", EXIT_BAD_OPTION)
+    if stored not in STORED:
+        fail(f"--stored {stored}: choices are {', '.join(STORED)}", EXIT_BAD_OPTION)
     if device not in DEVICE_DTYPES:
         fail(f"--device {device}: choices are {', '.join(DEVICE_DTYPES)}", EXIT_BAD_OPTION)
     if dtype and dtype not in DEVICE_DTYPES[device]:
@@ -142,6 +150,7 @@ def engine(
     options = bench.EngineOptions(
         model=model,
         shape=shape,
+        stored=stored,
         requests=requests,
         input=input_tokens,
         output=output_tokens,
