@@ -4,7 +4,7 @@ import importlib
 import os
 
 # Long enough for a thread that runs beside us, too short to matter where it waits for a core.
-SPIN_COUNT = "1000"
+SPIN_COUNT = "3000"
 
 
 def import_torch() -> None:
