@@ -78,9 +78,10 @@ def engine(
     stored: Annotated[
         str,
         typer.Option(
-            help="What random weights are stored in: float32, or bfloat16 as in most checkpoints."
+            show_default="float32",
+            help="What random weights are stored in: float32, or bfloat16 as in most checkpoints.",
         ),
-    ] = "float32",
+    ] = "",
     requests: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 32,
     input_tokens: Annotated[int, typer.Option("--input", min=1, help="Tokens of a prompt.")] = 256,
     output_tokens: Annotated[
@@ -140,7 +141,9 @@ def engine(
             fail(f"--peer {name}: choices are {', '.join(bench.PEERS)}", EXIT_BAD_OPTION)
     if shape not in SHAPES:
         fail(f"--shape {shape}: choices are {', '.join(SHAPES)}", EXIT_BAD_OPTION)
-    if stored not in STORED:
+    if stored and model:
+        fail("--stored is for random weights: a --model is stored already", EXIT_BAD_OPTION)
+    if stored and stored not in STORED:
         fail(f"--stored {stored}: choices are {', '.join(STORED)}", EXIT_BAD_OPTION)
     if device not in DEVICE_DTYPES:
         fail(f"--device {device}: choices are {', '.join(DEVICE_DTYPES)}", EXIT_BAD_OPTION)
@@ -150,7 +153,7 @@ def engine(
     options = bench.EngineOptions(
         model=model,
         shape=shape,
-        stored=stored,
+        stored=stored or STORED[0],
         requests=requests,
         input=input_tokens,
         output=output_tokens,

@@ -127,13 +127,14 @@ def test_damaged_files_are_misses_and_never_wrong_answers(tmp_path: Path) -> Non
         assert ask(flow, [*prefix, 6]).token_ids == reference.token_ids
 
 
+@pytest.mark.usefixtures("patience")
 def test_a_disk_folder_that_is_removed_costs_what_was_in_it(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "model", "llama: plain")
     prefix = checkpoint.prompt(PREFIX_TOKENS, seed=1)
     reference = checkpoint.greedy([*prefix, 6], TOKENS)
     with engine(tmp_path / "model", tmp_path / "kv", TIERS["disk"]) as flow:
         ask(flow, [*prefix, 5])
-        crowd_out(flow, checkpoint.vocab_size)
+        put_away(flow, checkpoint.vocab_size)
         shutil.rmtree(tmp_path / "kv")
         answer = ask(flow, [*prefix, 6])
         assert answer.cached_tokens == 0 and answer.token_ids == reference.token_ids

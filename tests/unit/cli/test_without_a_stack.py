@@ -59,12 +59,18 @@ def test_chat_wants_a_web_address() -> None:
         ("--device", "tpu", "are cpu, npu, cuda, emulated:zero"),
         ("--shape", "cube", "are llama-100m"),
         ("--peer", "nobody", "are vllm-cpu"),
+        ("--stored", "float17", "are float32, bfloat16"),
     ],
 )
 def test_a_benchmark_names_its_choices_at_once(option: str, value: str, choices: str) -> None:
     result = deepflow("bench", "engine", option, value)
     assert result.exit_code == 2
     assert f"{option} {value}" in result.stderr and choices in result.stderr
+
+
+def test_a_model_is_not_stored_anew_for_a_benchmark(tmp_path: Path) -> None:
+    result = deepflow("bench", "engine", "--model", str(tmp_path), "--stored", "bfloat16")
+    assert result.exit_code == 2 and "--stored is for random weights" in result.stderr
 
 
 def test_version_names_everything() -> None:
