@@ -26,6 +26,7 @@ from deepflow.v1.tasks_pb2_grpc import (
 
 TOKEN = "open sesame"
 SECONDS = 30.0  # of a call that is answered in milliseconds
+SHAKE_HANDS_SECONDS = 1.0
 OURS = rpc._OPTIONS
 
 # A server of its own, so that it can be stopped without stopping its client.
@@ -187,6 +188,27 @@ async def test_two_servers_cannot_share_a_port(store: tuple[Store, str]) -> None
 async def test_nobody_there_is_unavailable() -> None:
     with pytest.raises(Unavailable):
         await get("127.0.0.1:1")
+
+
+async def test_a_peer_that_is_slow_to_shake_hands_is_reached(store: tuple[Store, str]) -> None:
+    """Across an ocean, or on a machine with much to do, an attempt takes more than a moment."""
+    lines: list[asyncio.StreamWriter] = []
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+
+    async def connect(near: asyncio.StreamReader, near_end: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(SHAKE_HANDS_SECONDS)
+        far, far_end = await asyncio.open_connection(*store[1].split(":"))
+        lines.extend((near_end, far_end))
+        await asyncio.gather(carry(near, far_end), carry(far, near_end))
+
+    async with await asyncio.start_server(connect, "127.0.0.1", 0) as line:
+        host, port = line.sockets[0].getsockname()
+        assert (await get(f"{host}:{port}")).record.key == "kettle"
+        for end in lines:
+            end.close()
 
 
 async def test_a_peer_that_stands_still_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
