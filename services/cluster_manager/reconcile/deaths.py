@@ -45,14 +45,15 @@ def _is_of_a_former_stack(state: ClusterState, member: MemberState) -> bool:
 
 
 def _silence(state: ClusterState, member: MemberState, now: float) -> float:
-    """Seconds of silence beyond the timeout, counted only while heartbeats of others arrived.
+    """Seconds of silence beyond what a member may take, counted while heartbeats of others arrive.
 
-    When NATS comes back after a while, everybody has been silent for as long; counting starts
-    with the first heartbeat after the pause.
+    When NATS comes back after a while, everybody has been silent for as long: counting starts with
+    the first heartbeat after the pause, and who has to connect again first may take twice as long.
     """
-    if state.hearing is None or not state.is_hearing(now):
+    hearing = state.hearing
+    if hearing is None or not state.is_hearing(now) or hearing.last <= member.heard_at:
         return 0.0
-    if state.hearing.last <= member.heard_at:
-        return 0.0
-    silence = now - max(member.heard_at, state.hearing.since)
-    return silence if silence > state.member_timeout else 0.0
+    is_back = member.heard_at >= hearing.since
+    silence = now - (member.heard_at if is_back else hearing.since)
+    longest = state.member_timeout if is_back else 2 * state.member_timeout
+    return silence if silence > longest else 0.0

@@ -23,7 +23,8 @@ def state(heard_at: float, hearing: Hearing | None) -> ClusterState:
         (96.0, Hearing(0.0, 100.0), False),  # not for long enough
         (10.0, Hearing(0.0, 50.0), False),  # everybody is silent: NATS is away
         (10.0, Hearing(99.0, 100.0), False),  # NATS is back for a second: others come first
-        (10.0, Hearing(94.0, 100.0), True),  # NATS is back for 6 s, and this one is not
+        (10.0, Hearing(94.0, 100.0), False),  # for 6 s: whoever connects again takes its time
+        (10.0, Hearing(89.0, 100.0), True),  # for 11 s, and this one is not
         (10.0, None, False),  # nobody was ever heard
     ],
 )
