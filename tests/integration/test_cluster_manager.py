@@ -221,8 +221,9 @@ async def test_a_remembered_member_that_stays_silent_goes(cluster: Cluster) -> N
     await until(stored, what="the view to be stored")
     await guest.vanish()
     cluster.guests.clear()
-    await cluster.restart_manager()
+    await cluster.restart_manager(member_timeout_seconds=600.0)
     assert await cluster.member("guest") is not None
+    await cluster.restart_manager(member_timeout_seconds=1.0)
     await cluster.until_gone("guest")
     await cluster.until_ready("je-0")
 

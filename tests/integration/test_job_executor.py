@@ -123,9 +123,9 @@ async def test_credit_holds_back_one_job_and_nobody_else(
     gateway: Gateway, executor: FakeTaskExecutor
 ) -> None:
     await gateway.submit(1, window=4, prompt="slow")
+    slow, _ = await executor.task(1)
     await gateway.submit(2, window=1000, prompt="fast")
-    await executor.task(2)
-    slow, fast = executor.tasks
+    fast, _ = await executor.task(2)
     executor.emit(slow, list(range(10, 20)))
     executor.finish(slow)
     executor.emit(fast, list(range(10, 20)))

@@ -94,9 +94,9 @@ async def test_every_token_comes_with_its_bytes_and_alternatives(
     gateway: Gateway, executor: FakeTaskExecutor, tokenizer: Tokenizer
 ) -> None:
     await gateway.submit(1, prompt="x", sampling=types.SamplingParams(logprobs=2))
+    asked, _ = await executor.task(1)
     await gateway.submit(2, prompt="x")
-    await executor.task(2)
-    asked, other = executor.tasks
+    other, _ = await executor.task(2)
     assert executor.tasks[asked].sampling.logprobs == 2
     assert not executor.tasks[other].sampling.HasField("logprobs")
     ids = [*tokenizer.encode("🦖", add_special_tokens=False).ids, EOS]
@@ -178,9 +178,9 @@ async def test_a_prompt_whose_logprobs_have_a_gap_fails_its_job_alone(
     gateway: Gateway, executor: FakeTaskExecutor
 ) -> None:
     await gateway.submit(1, prompt=[5, 6, 7], sampling=types.SamplingParams(prompt_logprobs=0))
+    broken, _ = await executor.task(1)
     await gateway.submit(2, prompt="x")
-    await executor.task(2)
-    broken, fine = executor.tasks
+    fine, _ = await executor.task(2)
     await gateway.until_admitted(1)
     executor.send(tasks_pb2.TaskTokenBatch(prompt_logprobs=[prompt_logprobs(broken, 2, 1)]))
     await finish(executor, fine, 7)
