@@ -40,7 +40,12 @@ up: $(INSTALLED) ## Start the mesh with the demo model (ARGS='--port 8080' and t
 
 .PHONY: test
 test: $(INSTALLED_DEV) $(INSTALLED_CLIENTS) ## Run every test (ARGS='-k name' and the like)
-	@DEEPFLOW_CLIENTS_PYTHON=$(CLIENTS)/bin/python $(BIN)/pytest -q $(ARGS)
+	@DEEPFLOW_CLIENTS_PYTHON=$(CLIENTS)/bin/python $(BIN)/python -m tests -q $(ARGS)
+
+.PHONY: test-shaken
+test-shaken: $(INSTALLED_DEV) $(INSTALLED_CLIENTS) ## Run tests while calls, messages, events and threads come late at random (SEED=1 ARGS=tests/chaos)
+	@SHAKE_SEED=$(or $(SEED),1) PYTHONPATH=$(CURDIR)/tests/shaking DEEPFLOW_CLIENTS_PYTHON=$(CLIENTS)/bin/python \
+		$(BIN)/pytest -q --timeout 900 $(or $(ARGS),tests/integration tests/e2e tests/chaos)
 
 .PHONY: test-shipping
 test-shipping: $(INSTALLED_DEV) ## Run the compose stack from environments that pip makes from the wheel, an extra each

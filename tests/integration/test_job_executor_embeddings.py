@@ -286,6 +286,7 @@ async def test_cancelling_frees_every_task(
     await gateway.until_admitted(1)
     await gateway.send(cancel=jobs_pb2.CancelJob(handle=1))
     await until(lambda: len(executor.cancelled) == WINDOW, what="the cancels")
+    await until(lambda: 1 in gateway.refused, what="the end of the job")
     assert gateway.refused[1].code == types.ERROR_CODE_CANCELLED
     assert len(executor.tasks) == WINDOW and rig.server.streams.num_jobs == 0
 

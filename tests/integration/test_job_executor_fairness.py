@@ -337,7 +337,7 @@ async def test_inputs_to_embed_wait_in_the_same_room(rig: Rig, executor: FakeTas
     await until_waiting(rig, 40 - ROWS - SPARE)
     await gateway.embed([[3]], 2, context=context("small"))
     await until_waiting(rig, 41 - ROWS - SPARE)
-    assert gateway.queued == {2}
+    await until(lambda: gateway.queued == {2}, what="who waits is told so")
     ended = 0
     while 2 not in gateway.admitted:
         assert ended <= 2, "at most one goes before"
