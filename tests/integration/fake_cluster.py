@@ -142,6 +142,7 @@ class FakeSupervisor:
         self._server: asyncio.Server | None = None
         self._watchers: set[asyncio.StreamWriter] = set()
         self._connections: set[asyncio.Task[None]] = set()
+        self._orders: set[asyncio.Task[dict[str, Any] | None]] = set()
 
     async def start(self) -> None:
         self._server = await asyncio.start_unix_server(self._accept, self.path)
@@ -152,6 +153,7 @@ class FakeSupervisor:
         for task in list(self._connections):
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
+        await asyncio.gather(*self._orders)
         await asyncio.gather(*(member.stop() for member in self.members.values()))
 
     async def kill(self, name: str) -> None:
@@ -177,7 +179,7 @@ class FakeSupervisor:
         self._connections.add(task)
         try:
             while line := await reader.readline():
-                reply = await self._answer(json.loads(line), writer)
+                reply = await self._obey(json.loads(line), writer)
                 if reply is not None:
                     writer.write(json.dumps(reply).encode() + b"\n")
         except (OSError, asyncio.CancelledError):
@@ -186,6 +188,15 @@ class FakeSupervisor:
             self._connections.discard(task)
             self._watchers.discard(writer)
             writer.close()
+
+    async def _obey(
+        self, request: dict[str, Any], writer: asyncio.StreamWriter
+    ) -> dict[str, Any] | None:
+        """Whoever hangs up stops no order: half a member would be nobody's to end."""
+        order = asyncio.create_task(self._answer(request, writer))
+        self._orders.add(order)
+        order.add_done_callback(self._orders.discard)
+        return await asyncio.shield(order)
 
     async def _answer(
         self, request: dict[str, Any], writer: asyncio.StreamWriter

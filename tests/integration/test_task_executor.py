@@ -68,6 +68,7 @@ class JobExecutor:
         self.peer = Peer(server.address, TOKEN)
         self.stub: Any = TaskExecutorServiceStub(self.peer.channel)
         self.stream: Any = None
+        self._unread: list[tasks_pb2.TaskTokenBatch] = []
 
     async def __aenter__(self) -> "JobExecutor":
         self.stream = self.stub.Tasks(metadata=self.peer.metadata)
@@ -101,13 +102,19 @@ class JobExecutor:
     async def cancel(self, handle: int) -> None:
         await self.stream.write(tasks_pb2.TasksRequest(cancel=tasks_pb2.CancelTask(handle=handle)))
 
+    async def until_accepted(self) -> None:
+        """What was told with it, tokens perhaps, is collected later."""
+        batch = await self._read()
+        assert batch.accepted_handles
+        self._unread.append(batch)
+
     async def collect(self, handles: set[int]) -> tuple[dict[int, list[int]], dict[int, Any]]:
         """Every handle's tokens, checked to be without gap, and how it finished."""
         tokens: dict[int, list[int]] = {handle: [] for handle in handles}
         first: dict[int, int] = {}
         finished: dict[int, Any] = {}
         while set(finished) < handles:
-            batch = (await asyncio.wait_for(self.stream.read(), 30)).tokens
+            batch = self._unread.pop() if self._unread else await self._read()
             position = 0
             for handle, index, count in zip(
                 batch.handles, batch.first_token_indexes, batch.token_counts, strict=True
@@ -118,6 +125,10 @@ class JobExecutor:
                 position += count
             finished.update({end.handle: end for end in batch.finished})
         return tokens, finished
+
+    async def _read(self) -> tasks_pb2.TaskTokenBatch:
+        batch: tasks_pb2.TaskTokenBatch = (await asyncio.wait_for(self.stream.read(), 30)).tokens
+        return batch
 
 
 async def test_tasks_stream_through_shell_and_engine(
@@ -178,7 +189,7 @@ async def test_a_job_executor_that_leaves_cancels_its_work(
     async with JobExecutor(server) as je:
         await je.load(folder, device="emulated:ascend-910b")
         await je.submit(1, [5] * 20, 480)
-        assert (await je.stream.read()).tokens.accepted_handles
+        await je.until_accepted()
     await until(lambda: server._peers.num_tasks == 0, what="the task is gone")
     await until(lambda: server._meter.running == 0, what="the engine runs nothing")
 
@@ -189,7 +200,7 @@ async def test_a_lost_engine_fails_its_tasks_and_comes_back_with_the_model(
     async with JobExecutor(server) as je:
         await je.load(folder, device="emulated:ascend-910b")
         await je.submit(1, [5] * 20, 480)
-        assert (await je.stream.read()).tokens.accepted_handles
+        await je.until_accepted()
         assert server.engine.process is not None
         server.engine.process.send_signal(signal.SIGKILL)
         _, finished = await je.collect({1})
@@ -284,7 +295,7 @@ async def test_an_unload_waits_for_running_tasks_and_takes_no_more(
         seen: list[str] = []
         server.lifecycle.on_change(lambda: seen.append(server.lifecycle.word))
         await client.submit(1, [1, 2, 3], 480)
-        assert (await client.stream.read()).tokens.accepted_handles
+        await client.until_accepted()
         request = tasks_pb2.UnloadModelRequest(deployment="m", grace_seconds=30)
         unloading = asyncio.create_task(
             client.peer.call(client.stub.UnloadModel, request, timeout_seconds=40)
