@@ -143,6 +143,7 @@ class Membership:
                 incarnation=self.member.incarnation,
                 member=self.member,
                 view_term=self.view.term,
+                view_version=self.view.version,
             )
             self._fill_load(beat)
             await self._bus.publish(subject, beat)

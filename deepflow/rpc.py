@@ -58,7 +58,7 @@ _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
     # No pause, whatever its name says: how long one attempt may take, handshakes included.
-    ("grpc.min_reconnect_backoff_ms", 5_000),
+    ("grpc.min_reconnect_backoff_ms", 2_000),
     # Two servers on one port is a mistake that must be heard.
     ("grpc.so_reuseport", 0),
     ("grpc.enable_http_proxy", 0),

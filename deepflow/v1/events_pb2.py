@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from deepflow.v1 import cluster_pb2 as deepflow_dot_v1_dot_cluster__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64\x65\x65pflow/v1/events.proto\x12\x0b\x64\x65\x65pflow.v1\x1a\x19\x64\x65\x65pflow/v1/cluster.proto\"\x9a\x01\n\tHeartbeat\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12#\n\x06member\x18\x03 \x01(\x0b\x32\x13.deepflow.v1.Member\x12\x1f\n\x04load\x18\x04 \x01(\x0b\x32\x11.deepflow.v1.Load\x12\x13\n\x0blast_kv_seq\x18\x05 \x01(\x04\x12\x11\n\tview_term\x18\x06 \x01(\x04\"\xb0\x01\n\x04Load\x12\x0f\n\x07waiting\x18\x01 \x01(\r\x12\x0f\n\x07running\x18\x02 \x01(\r\x12\x13\n\x0b\x66ree_blocks\x18\x03 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x04 \x01(\r\x12\x19\n\x11step_milliseconds\x18\x05 \x01(\x02\x12\x19\n\x11tokens_per_second\x18\x06 \x01(\x02\x12%\n\x08kv_tiers\x18\x07 \x03(\x0b\x32\x13.deepflow.v1.KvTier\"M\n\x06KvTier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x12\n\nkept_bytes\x18\x04 \x01(\x04\"r\n\x08KvEvents\x12\x18\n\x10task_executor_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x11\n\tfirst_seq\x18\x03 \x01(\x04\x12$\n\x06\x65vents\x18\x04 \x03(\x0b\x32\x14.deepflow.v1.KvEvent\"\x80\x01\n\x07KvEvent\x12+\n\x06stored\x18\x01 \x01(\x0b\x32\x19.deepflow.v1.BlocksStoredH\x00\x12-\n\x07removed\x18\x02 \x01(\x0b\x32\x1a.deepflow.v1.BlocksRemovedH\x00\x12\x11\n\x07\x63leared\x18\x03 \x01(\x08H\x00\x42\x06\n\x04kind\"2\n\x0c\x42locksStored\x12\x0e\n\x06parent\x18\x01 \x01(\x0c\x12\x12\n\nidentities\x18\x02 \x03(\x0c\"#\n\rBlocksRemoved\x12\x12\n\nidentities\x18\x01 \x03(\x0c\"5\n\x0bViewChanged\x12&\n\x04view\x18\x01 \x01(\x0b\x32\x18.deepflow.v1.ClusterViewb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64\x65\x65pflow/v1/events.proto\x12\x0b\x64\x65\x65pflow.v1\x1a\x19\x64\x65\x65pflow/v1/cluster.proto\"\xb0\x01\n\tHeartbeat\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12#\n\x06member\x18\x03 \x01(\x0b\x32\x13.deepflow.v1.Member\x12\x1f\n\x04load\x18\x04 \x01(\x0b\x32\x11.deepflow.v1.Load\x12\x13\n\x0blast_kv_seq\x18\x05 \x01(\x04\x12\x11\n\tview_term\x18\x06 \x01(\x04\x12\x14\n\x0cview_version\x18\x07 \x01(\x04\"\xb0\x01\n\x04Load\x12\x0f\n\x07waiting\x18\x01 \x01(\r\x12\x0f\n\x07running\x18\x02 \x01(\r\x12\x13\n\x0b\x66ree_blocks\x18\x03 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x04 \x01(\r\x12\x19\n\x11step_milliseconds\x18\x05 \x01(\x02\x12\x19\n\x11tokens_per_second\x18\x06 \x01(\x02\x12%\n\x08kv_tiers\x18\x07 \x03(\x0b\x32\x13.deepflow.v1.KvTier\"M\n\x06KvTier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x12\n\nkept_bytes\x18\x04 \x01(\x04\"r\n\x08KvEvents\x12\x18\n\x10task_executor_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x11\n\tfirst_seq\x18\x03 \x01(\x04\x12$\n\x06\x65vents\x18\x04 \x03(\x0b\x32\x14.deepflow.v1.KvEvent\"\x80\x01\n\x07KvEvent\x12+\n\x06stored\x18\x01 \x01(\x0b\x32\x19.deepflow.v1.BlocksStoredH\x00\x12-\n\x07removed\x18\x02 \x01(\x0b\x32\x1a.deepflow.v1.BlocksRemovedH\x00\x12\x11\n\x07\x63leared\x18\x03 \x01(\x08H\x00\x42\x06\n\x04kind\"2\n\x0c\x42locksStored\x12\x0e\n\x06parent\x18\x01 \x01(\x0c\x12\x12\n\nidentities\x18\x02 \x03(\x0c\"#\n\rBlocksRemoved\x12\x12\n\nidentities\x18\x01 \x03(\x0c\"5\n\x0bViewChanged\x12&\n\x04view\x18\x01 \x01(\x0b\x32\x18.deepflow.v1.ClusterViewb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,19 +33,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'deepflow.v1.events_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_HEARTBEAT']._serialized_start=69
-  _globals['_HEARTBEAT']._serialized_end=223
-  _globals['_LOAD']._serialized_start=226
-  _globals['_LOAD']._serialized_end=402
-  _globals['_KVTIER']._serialized_start=404
-  _globals['_KVTIER']._serialized_end=481
-  _globals['_KVEVENTS']._serialized_start=483
-  _globals['_KVEVENTS']._serialized_end=597
-  _globals['_KVEVENT']._serialized_start=600
-  _globals['_KVEVENT']._serialized_end=728
-  _globals['_BLOCKSSTORED']._serialized_start=730
-  _globals['_BLOCKSSTORED']._serialized_end=780
-  _globals['_BLOCKSREMOVED']._serialized_start=782
-  _globals['_BLOCKSREMOVED']._serialized_end=817
-  _globals['_VIEWCHANGED']._serialized_start=819
-  _globals['_VIEWCHANGED']._serialized_end=872
+  _globals['_HEARTBEAT']._serialized_end=245
+  _globals['_LOAD']._serialized_start=248
+  _globals['_LOAD']._serialized_end=424
+  _globals['_KVTIER']._serialized_start=426
+  _globals['_KVTIER']._serialized_end=503
+  _globals['_KVEVENTS']._serialized_start=505
+  _globals['_KVEVENTS']._serialized_end=619
+  _globals['_KVEVENT']._serialized_start=622
+  _globals['_KVEVENT']._serialized_end=750
+  _globals['_BLOCKSSTORED']._serialized_start=752
+  _globals['_BLOCKSSTORED']._serialized_end=802
+  _globals['_BLOCKSREMOVED']._serialized_start=804
+  _globals['_BLOCKSREMOVED']._serialized_end=839
+  _globals['_VIEWCHANGED']._serialized_start=841
+  _globals['_VIEWCHANGED']._serialized_end=894
 # @@protoc_insertion_point(module_scope)

@@ -31,12 +31,14 @@ class Heartbeat(_message.Message):
     LOAD_FIELD_NUMBER: _builtins.int
     LAST_KV_SEQ_FIELD_NUMBER: _builtins.int
     VIEW_TERM_FIELD_NUMBER: _builtins.int
+    VIEW_VERSION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     incarnation: _builtins.int
     last_kv_seq: _builtins.int
     """Sequence number of the last KV event sent, so that a lost last event is seen."""
     view_term: _builtins.int
-    """Term of the view that the member goes by."""
+    """Number of the view that the member goes by."""
+    view_version: _builtins.int
     @_builtins.property
     def member(self) -> _cluster_pb2.Member: ...
     @_builtins.property
@@ -50,10 +52,11 @@ class Heartbeat(_message.Message):
         load: Global___Load | None = ...,
         last_kv_seq: _builtins.int = ...,
         view_term: _builtins.int = ...,
+        view_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "member", b"member"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "incarnation", b"incarnation", "last_kv_seq", b"last_kv_seq", "load", b"load", "member", b"member", "view_term", b"view_term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "incarnation", b"incarnation", "last_kv_seq", b"last_kv_seq", "load", b"load", "member", b"member", "view_term", b"view_term", "view_version", b"view_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -155,13 +155,23 @@ class ClusterManagerService(ClusterManagerServiceServicer):
 
     async def hear(self, beat: events_pb2.Heartbeat) -> None:
         """A heartbeat from the bus."""
-        self._leadership.note_term(beat.view_term)
+        self._leadership.note_term(self._term_shown_by(beat))
         if not self._leadership.token or beat.id == self._own_id:
             return
         before = self._roster.get(beat.id)
         if self._roster.hear(beat, clock.monotonic()):
             self._note_life(before, beat.incarnation)
             self._manager.changed()
+
+    def _term_shown_by(self, beat: events_pb2.Heartbeat) -> int:
+        """Of the view that a member goes by; one beyond it where that view cannot be.
+
+        Records restored from an older copy may give our term a second time: then members know
+        views of it that we never gave, and would believe none of ours.
+        """
+        number = (beat.view_term, beat.view_version)
+        is_a_twins = beat.view_term == self._leadership.token and number > self._view.number
+        return beat.view_term + is_a_twins
 
     def _note_life(self, before: cluster_pb2.Member | None, incarnation: int) -> None:
         """A new process behind a known id holds nothing of what the old one was told."""

@@ -41,6 +41,11 @@ class ViewPublisher:
         self._to_publish = asyncio.Event()
         self._to_store = asyncio.Event()
 
+    @property
+    def number(self) -> tuple[int, int]:
+        """Term and version of the last that was given to anybody."""
+        return self._view.term, self._view.version
+
     def begin(self, term: int) -> None:
         """A new term: its views win over all of the terms before, whatever their number."""
         self._view = cluster_pb2.ClusterView(term=term)
