@@ -108,6 +108,7 @@ async def test_without_redis_known_keys_go_on(town: Town, door: Door) -> None:
     key, _ = await town.records.create_key("shop")
     admin, _ = await town.records.create_key("default", is_admin=True)
     await until(lambda: opens(door, key), what="the key")
+    await until(lambda: knows(door, admin), what="the other key")
     await town.redis.kill()
 
     async def is_unknown_unavailable() -> bool:
@@ -158,9 +159,12 @@ async def test_a_gateway_that_never_read_the_keys_lets_nobody_in(town: Town) -> 
 
 async def test_admin_routes(town: Town, door: Door) -> None:
     assert (await door.http.get("/v1/admin/keys")).status_code == 401  # though nothing else asks
-    admin = bearer((await town.records.create_key("default", is_admin=True))[0])
-    plain = bearer((await town.records.create_key("shop"))[0])
-    await until(lambda: knows(door), what="keys")
+    keys = [
+        (await town.records.create_key("default", is_admin=True))[0],
+        (await town.records.create_key("shop"))[0],
+    ]
+    admin, plain = map(bearer, keys)
+    await until(lambda: knows(door, *keys), what="keys")
     for path in ("/v1/admin/keys", "/v1/admin/usage", "/metrics"):
         refusal = await door.http.get(path, headers=plain)
         assert refusal.status_code == 403 and code(refusal) == "admin_key_needed"

@@ -42,8 +42,8 @@ async def test_a_limit_holds_over_two_gateways(town: Town) -> None:
     await town.records.change_tenant("shop", {"requests_per_minute": 6})
     key, _ = await town.records.create_key("shop")
     async with town.gateway() as first, town.gateway() as second:
-        await until(lambda: knows(first), what="keys")
-        await until(lambda: knows(second), what="keys")
+        await until(lambda: knows(first, key), what="keys")
+        await until(lambda: knows(second, key), what="keys")
         # At most two minutes are touched: whatever is beyond two limits must be refused.
         replies = [await door.ask(key) for _ in range(7) for door in (first, second)]
     admitted = [reply for reply in replies if reply.status_code == 200]
@@ -114,7 +114,7 @@ async def _has_slot_back(door: Door) -> bool:
 async def test_usage_is_metered_by_key_and_model(town: Town) -> None:
     key, record = await town.records.create_key("shop")
     async with town.gateway() as door:
-        await until(lambda: knows(door), what="keys")
+        await until(lambda: knows(door, key), what="keys")
         replies = [await door.ask(key) for _ in range(3)]
         assert [reply.status_code for reply in replies] == [200] * 3
     # The gateway has ended: what it knew is stored.
