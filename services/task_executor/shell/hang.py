@@ -1,8 +1,8 @@
 """When an engine hangs: seen by the shell, never by the engine itself."""
 
 from deepflow.core.process_state import is_stopped as is_stopped
+from services.task_executor.flowserve.eye import Eye
 from services.task_executor.flowserve.marks import Marks
-from services.task_executor.flowserve.ranks.eye import Eye
 from services.task_executor.flowserve.step_clock import StepInProgress
 
 

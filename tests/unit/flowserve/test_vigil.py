@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.task_executor.flowserve.marks import Doing, Mark
-from services.task_executor.flowserve.ranks.vigil import (
+from services.task_executor.flowserve.vigil import (
     LOOK_SECONDS,
     LOOK_SECONDS_MAX,
     SILENCE_SECONDS_MIN,

@@ -5,10 +5,10 @@ import subprocess
 import pytest
 
 from deepflow.core.process_state import Usage
+from services.task_executor.flowserve.eye import Eye
 from services.task_executor.flowserve.marks import MOMENT_NS, Marks
-from services.task_executor.flowserve.ranks.eye import Eye
-from services.task_executor.flowserve.ranks.vigil import SILENCE_SECONDS_MIN
 from services.task_executor.flowserve.step_clock import StepInProgress
+from services.task_executor.flowserve.vigil import SILENCE_SECONDS_MIN
 from services.task_executor.shell.hang import PulseTaker, Suspension, is_hung, is_stopped
 
 

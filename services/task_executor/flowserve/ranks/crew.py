@@ -54,11 +54,6 @@ class Crew:
         self._watch = Watch(self.own_marks, self._ranks, self._lose)
 
     @property
-    def pids(self) -> list[int]:
-        """Of the ranks 1, 2, …"""
-        return [rank.process.pid for rank in self._ranks]
-
-    @property
     def is_broken(self) -> bool:
         return bool(self._fault)
 

@@ -1,6 +1,5 @@
 """One further rank as a process: does what it is told until it may leave."""
 
-import logging
 import threading
 from collections import deque
 from pathlib import Path
@@ -38,8 +37,6 @@ from services.task_executor.flowserve.ranks.messages import (
 from services.task_executor.flowserve.ranks.pace import Pace
 from services.task_executor.flowserve.ranks.wire import Messages, decode_to_rank, encode, send
 from services.task_executor.flowserve.ring import Ring
-
-log = logging.getLogger(__name__)
 
 Asked = TypeVar("Asked", bound=ToRank)
 

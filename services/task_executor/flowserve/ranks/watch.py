@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable, Sequence
 
 from deepflow.core.process_state import is_stopped
+from services.task_executor.flowserve.eye import Eye
 from services.task_executor.flowserve.marks import Mark, Marks
-from services.task_executor.flowserve.ranks.eye import Eye
 from services.task_executor.flowserve.ranks.remote_rank import RemoteRank
-from services.task_executor.flowserve.ranks.vigil import (
+from services.task_executor.flowserve.ring import wait_readable
+from services.task_executor.flowserve.vigil import (
     LOOK_SECONDS,
     Verdict,
     allowed_seconds,
     judge,
 )
-from services.task_executor.flowserve.ring import wait_readable
 
 # Looks in a row, not seconds: an engine that was stopped itself must not blame its ranks for it.
 STOPPED_LOOKS_MAX = 8

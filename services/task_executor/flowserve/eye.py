@@ -6,7 +6,7 @@ from functools import partial
 
 from deepflow.core.process_state import Usage, usage_of
 from services.task_executor.flowserve.marks import Mark, Marks
-from services.task_executor.flowserve.ranks.vigil import Look, Silence
+from services.task_executor.flowserve.vigil import Look, Silence
 
 
 class Eye:
