@@ -160,6 +160,7 @@ async def _assembled(
     kv_config = KvStoreConfig(
         **shared
         | {"id": "kv-store", "port": ports["kv"], "redis_url": f"redis://{redis.address}/0"},
+        redis_connect_seconds=SECONDS,
         redis_command_seconds=SECONDS,
         initialise=True,
         probe_seconds=0.1,

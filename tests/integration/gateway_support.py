@@ -317,6 +317,7 @@ async def gateway_stand(
         "nats_url": "nats://127.0.0.1:1",
         "access": "open",
         "kv_store_address": "127.0.0.1:1",
+        "story_seconds_max": DEADLINE_SECONDS,
         **settings,
     }
     config = GatewayConfig(

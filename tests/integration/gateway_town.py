@@ -75,6 +75,7 @@ async def running_town(tmp_path: Path) -> AsyncIterator[Town]:
             port=0,
             cluster_token=TOKEN,
             redis_url=redis.url,
+            redis_connect_seconds=DEADLINE_SECONDS,
             redis_command_seconds=DEADLINE_SECONDS,
             initialise=True,
             probe_seconds=0.05,

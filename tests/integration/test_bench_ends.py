@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,13 @@ MOMENTS = {
     "rtc": ("all on the device", ["rtc", *SMALL, "--rounds", "9999"]),
     "pacing": ("round 1", ["pacing", *SMALL, "--rounds", "999", "--decoders", "2"]),
 }
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """With a short name: the path of a socket in it has 107 bytes at most."""
+    with tempfile.TemporaryDirectory(prefix="df-") as made:
+        yield Path(made)
 
 
 @contextmanager
@@ -77,37 +85,35 @@ def who_runs(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_ctrl_c_ends_it_at_once_and_leaves_nothing(tmp_path: Path, moment: str) -> None:
+def test_ctrl_c_ends_it_at_once_and_leaves_nothing(folder: Path, moment: str) -> None:
     word, arguments = MOMENTS[moment]
-    with bench(tmp_path, *arguments) as process:
+    with bench(folder, *arguments) as process:
         read_until(process.stderr, word)
         os.killpg(process.pid, signal.SIGINT)
         output, words = process.communicate(timeout=SECONDS)
     assert (process.returncode, output) == (INTERRUPTED, "")
     assert words.splitlines()[-1] == LAST_WORDS and "Traceback" not in words
-    assert not who_runs(tmp_path) and not list(tmp_path.iterdir())
+    assert not who_runs(folder) and not list(folder.iterdir())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_who_is_told_alone_takes_all_the_others_along(
-    tmp_path: Path, number: signal.Signals
-) -> None:
+def test_who_is_told_alone_takes_all_the_others_along(folder: Path, number: signal.Signals) -> None:
     """`kill` tells nobody else."""
-    with bench(tmp_path, "engine", *ENDLESS) as process:
+    with bench(folder, "engine", *ENDLESS) as process:
         read_until(process.stderr, "hollow gave")
-        assert len(who_runs(tmp_path)) >= 3, "two engines beside it"
+        assert len(who_runs(folder)) >= 3, "two engines beside it"
         process.send_signal(number)
         output, words = process.communicate(timeout=SECONDS)
     assert (process.returncode, output) == (128 + number, "")
     assert words.splitlines()[-1] == LAST_WORDS
-    assert not who_runs(tmp_path) and not list(tmp_path.iterdir())
+    assert not who_runs(folder) and not list(folder.iterdir())
 
 
-def test_an_engine_that_cannot_run_the_model_says_why_in_a_line(tmp_path: Path) -> None:
+def test_an_engine_that_cannot_run_the_model_says_why_in_a_line(folder: Path) -> None:
     """5 heads cannot be split over 3 ranks."""
-    with bench(tmp_path, "engine", *SMALL, "--tp", "3") as process:
+    with bench(folder, "engine", *SMALL, "--tp", "3") as process:
         _, words = process.communicate(timeout=SECONDS)
     assert process.returncode == 1
     assert "tensor_parallel is 3, but 5 query heads" in words
     assert "Traceback" not in words
-    assert not list(tmp_path.iterdir())
+    assert not list(folder.iterdir())

@@ -56,11 +56,10 @@ async def test_nobody_is_heard_in_anothers_name(
         for subject, message in (*told, (f"{SUBJECT}.te-0", beat("te-0", executor))):
             await stranger.publish(subject, message)
         await stranger.flush()
-        return bool(heard)
+        return bool(heard) and caplog.text.count("speaks for somebody else") >= 3
 
-    await until(is_heard, what="the honest heartbeat")
+    await until(is_heard, what="the honest heartbeat, and word of the others")
     assert set(heard) == {"te-0"}
-    assert caplog.text.count("speaks for somebody else") >= 3
     await stranger.close()
     await bus.close()
 

@@ -181,6 +181,7 @@ async def store(redis: ServerProcess) -> AsyncIterator[KvStoreServer]:
             port=0,
             cluster_token=TOKEN,
             redis_url=redis.url,
+            redis_connect_seconds=SECONDS,
             redis_command_seconds=SECONDS,
             initialise=True,
             nats_url=f"nats://{NOWHERE}",

@@ -67,6 +67,7 @@ async def store(redis: ServerProcess) -> AsyncIterator[Store]:
             cluster_token=TOKEN,
             redis_url=redis.url,
             disposable_redis_url=f"redis://{redis.address}/1",
+            redis_connect_seconds=SECONDS,
             redis_command_seconds=SECONDS,
             initialise=True,
             nats_url=f"nats://127.0.0.1:{free_port()}",

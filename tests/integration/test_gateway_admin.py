@@ -402,8 +402,11 @@ async def test_while_nobody_leads_the_answer_is_a_clear_503(
     assert (await office.http.get("/health")).status_code == 200
 
 
-async def test_who_was_let_in_before_the_port_closed_is_answered(office: Office) -> None:
+async def test_who_was_let_in_before_the_port_closed_is_answered(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the kernel alone: the gateway has not looked at these connections yet."""
+    monkeypatch.setattr("services.gateway.http.protocol.FIRST_REQUEST_SECONDS", SECONDS)
     host, _, port = office.gateway.address.rpartition(":")
     early = [socket.create_connection((host, int(port))) for _ in range(5)]
     office.gateway._listener.refuse()
@@ -436,7 +439,7 @@ async def test_a_gateway_that_is_to_go_refuses_and_may_stay_after_all(office: Of
 
     async def answers() -> bool:
         url = f"http://{office.gateway.address}"
-        with contextlib.suppress(httpx.ConnectError):
+        with contextlib.suppress(httpx.TransportError):
             async with httpx.AsyncClient(base_url=url, timeout=SECONDS) as fresh:
                 return (await fresh.get("/health")).status_code == 200
         return False

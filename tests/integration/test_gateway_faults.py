@@ -284,7 +284,7 @@ async def test_a_deadline_ends_a_stream_with_an_error_event() -> None:
     executor = FakeJobExecutor()
     executor.script = one_word
     # Long enough that the stream has begun by then.
-    async with gateway_stand(executor, job_seconds_max=3.0) as stand, client(stand) as http:
+    async with gateway_stand(executor, job_seconds_max=10.0) as stand, client(stand) as http:
         streamed = await http.post(CHAT, json=chat(stream=True))
         assert '"code":"deadline_exceeded"' in streamed.text
         assert streamed.text.endswith("data: [DONE]\n\n")

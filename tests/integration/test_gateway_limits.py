@@ -111,7 +111,10 @@ async def _has_slot_back(door: Door) -> bool:
     return account.slots is not None and not account.slots.is_alive
 
 
-async def test_usage_is_metered_by_key_and_model(town: Town) -> None:
+async def test_usage_is_metered_by_key_and_model(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.gateway.metering.meter.CALL_SECONDS", DEADLINE_SECONDS)
     key, record = await town.records.create_key("shop")
     async with town.gateway() as door:
         await until(lambda: knows(door, key), what="keys")

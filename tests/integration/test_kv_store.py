@@ -77,6 +77,7 @@ def settings(redis: ServerProcess, *, initialise: bool = True) -> KvStoreConfig:
         cluster_token=TOKEN,
         redis_url=f"redis://{redis.address}/0",
         redis_password=PASSWORD,
+        redis_connect_seconds=SECONDS,
         redis_command_seconds=SECONDS,
         initialise=initialise,
         probe_seconds=0.05,
@@ -300,9 +301,12 @@ async def test_records_outlive_a_kill_of_redis_and_of_the_kv_store(redis: Server
 
 async def test_a_hung_redis_is_given_up_in_bounded_time(redis: ServerProcess) -> None:
     """By the kv_store: who asks it has not lost patience by then."""
-    config = settings(redis).model_copy(update={"redis_command_seconds": 1.0})
+    async with serving(settings(redis)) as (_, patient):
+        await patient.put("a", b"one")
+    config = settings(redis).model_copy(
+        update={"redis_connect_seconds": 1.0, "redis_command_seconds": 1.0}
+    )
     async with serving(config) as (_, store):
-        await store.put("a", b"one")
         assert redis.process is not None
         redis.process.send_signal(signal.SIGSTOP)
         try:
