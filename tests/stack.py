@@ -21,6 +21,7 @@ from tests.servers import free_port
 LIVENESS_SECONDS = 90.0
 DOWN_SECONDS_MAX = 90.0
 COMMAND_SECONDS_MAX = 150.0
+MEMBERS = ("gateway", "job_executor", "task_executor", "cluster_manager", "kv_store")
 ANSWER_SECONDS_MAX = 30.0
 
 
@@ -60,6 +61,15 @@ class Stack:
     def members(self) -> list[dict[str, Any]]:
         """The processes that are members of the cluster, with their addresses."""
         return [row for row in self.processes() if row.get("health_address")]
+
+    def wait_until_all_are_members(self) -> None:
+        """A stack is ready before its kv_store and its gateways are known to everybody."""
+
+        def is_whole() -> bool:
+            ours = [row for row in self.processes() if row["service"] in MEMBERS]
+            return all(row.get("health_address") for row in ours)
+
+        wait_until(is_whole, "everybody to be a member")
 
     def pid_of(self, service: str) -> int:
         return next(int(row["pid"]) for row in self.processes() if row["service"] == service)

@@ -15,11 +15,10 @@ from deepflow.local.client import SupervisorClient
 from deepflow.local.data_dir import DataDir
 from deepflow.v1 import store_pb2
 from deepflow.v1.store_pb2_grpc import RecordStoreServiceStub
-from tests.stack import Stack, wait_until
+from tests.stack import MEMBERS, Stack, wait_until
 
 LOOK_SECONDS_MAX = 10.0
 DATA_PATH = ("gateway", "job_executor", "task_executor")
-MEMBERS = (*DATA_PATH, "cluster_manager", "kv_store")
 
 
 class Mesh:

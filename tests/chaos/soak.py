@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from tests.chaos import slow_model, trees
 from tests.chaos.disturbances import Disturber, disturbances
 from tests.chaos.first_request import first_routed_after_ready
@@ -69,6 +71,7 @@ def _soak_on(plan: Plan, stack: Stack) -> dict[str, Any]:
     disturber = Disturber(mesh)
     with _load(mesh, plan.streams) as load, Sampler(mesh) as sampler:
         _disturb(plan, disturber, until=began + plan.seconds)
+        _wait(lambda: set(mesh.names(*LINKED)) <= set(sampler.links_min))
         lowest_links = dict(sampler.links_min)
         first_routed_ms = first_routed_after_ready(mesh, MODEL)
     after = _settle(mesh, before)
@@ -143,7 +146,10 @@ def _settle(mesh: Mesh, before: dict[str, float]) -> dict[str, Any]:
 
     def is_as_before() -> bool:
         nonlocal found
-        found = differences(before, baseline(mesh))
+        try:
+            found = differences(before, baseline(mesh))
+        except httpx.HTTPError as error:  # one that is going is listed yet, and answers no more
+            found = {"unreachable": repr(error)}
         return not found
 
     _wait(is_as_before)

@@ -77,12 +77,13 @@ def exit_codes(stack: Stack, name: str) -> list[str]:
 
 
 def wait_until_known(stack: Stack, model: str) -> None:
-    """A gateway hears of it a moment after the command that deployed it."""
+    """Gateways and job executors hear of it a moment after the command that deployed it."""
+    body = {"model": model, "prompt": "hi", "max_tokens": 1}
     for url in status(stack)["gateways"]:
 
-        def is_known(url: str = url) -> bool:
-            told = httpx.get(f"{url}/v1/models", timeout=ANSWER_SECONDS_MAX).json()
-            return model in [it["id"] for it in told["data"]]
+        def is_known(url: str = f"{url}/v1/completions") -> bool:
+            asked = [httpx.post(url, json=body, timeout=ANSWER_SECONDS_MAX) for _ in range(4)]
+            return all(it.status_code == 200 for it in asked)  # spread over the job executors
 
         wait_until(is_known, f"{url} to know {model}")
 

@@ -40,6 +40,7 @@ def routes() -> web.Routes:
 
 @pytest.fixture(scope="module")
 def found(stack: Stack) -> list[Listener]:
+    stack.wait_until_all_are_members()
     return listeners(stack)
 
 

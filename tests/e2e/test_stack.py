@@ -73,6 +73,7 @@ def test_logs_are_structured_and_carry_the_request_id(stack: Stack, model: str) 
 
 def test_every_service_offers_metrics(stack: Stack) -> None:
     assert "deepflow_" in httpx.get(f"{stack.url}/metrics", timeout=ANSWER_SECONDS_MAX).text
+    stack.wait_until_all_are_members()
     addresses = {row["name"]: row["health_address"] for row in stack.members()}
     assert len(addresses) >= 5
     for name, address in addresses.items():
@@ -94,6 +95,7 @@ def test_no_grpc_port_answers_without_the_token(stack: Stack) -> None:
     from deepflow.v1 import cluster_pb2
     from deepflow.v1.cluster_pb2_grpc import ClusterManagerServiceStub
 
+    stack.wait_until_all_are_members()
     addresses = [row["address"] for row in stack.members() if row["service"] != "gateway"]
     assert len(addresses) >= 4
     for address in addresses:

@@ -61,6 +61,7 @@ def _refuses_strangers(stack: Stack, url: str) -> None:
         httpx.get(f"{stack.url}/health", timeout=ANSWER_SECONDS_MAX)
     token = DataDir(stack.data_dir).read_secrets().cluster_token
     asked = 0
+    stack.wait_until_all_are_members()
     for member in stack.members():
         if member["service"] == "gateway":
             continue

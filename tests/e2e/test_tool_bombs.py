@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.bad_requests import CHAT, FUNCTION, Bad
 from tests.e2e.bombs import BAD_OPTIONS, BAD_SCHEMAS, HARD_SCHEMAS
-from tests.stack import ANSWER_SECONDS_MAX, Stack
+from tests.stack import ANSWER_SECONDS_MAX, Stack, wait_until
 from tools.bad_input_pack import Answer, good_client, send_all
 
 TEMPLATE = """
@@ -53,6 +53,12 @@ def tool_model(
             (folder / file.name).write_bytes(file.read_bytes())
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     stack.cli("deploy", str(folder), "--name", "bombed")
+    body = {"model": "bombed", "prompt": "hi", "max_tokens": 1}
+    url = f"{stack.url}/v1/completions"
+    wait_until(
+        lambda: httpx.post(url, json=body, timeout=ANSWER_SECONDS_MAX).status_code == 200,
+        "everybody knows the model",
+    )
     yield "bombed"
     stack.cli("undeploy", "bombed")
 

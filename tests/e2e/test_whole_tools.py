@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from tests.stack import Stack
+from tests.stack import ANSWER_SECONDS_MAX, Stack, wait_until
 
 QUESTION: list[ChatCompletionMessageParam] = [
     {"role": "user", "content": "What is a task executor?"}
@@ -73,6 +73,12 @@ def tool_model(stack: Stack, demo_folder: Path, tmp_path_factory: pytest.TempPat
             (folder / file.name).write_bytes(file.read_bytes())
     (folder / "chat_template.jinja").write_text(TOOL_TEMPLATE)
     stack.cli("deploy", str(folder), "--name", "with-tools")
+    body = {"model": "with-tools", "prompt": "hi", "max_tokens": 1}
+    url = f"{stack.url}/v1/completions"
+    wait_until(
+        lambda: httpx.post(url, json=body, timeout=ANSWER_SECONDS_MAX).status_code == 200,
+        "everybody knows the model",
+    )
     yield "with-tools"
     stack.cli("undeploy", "with-tools")
 

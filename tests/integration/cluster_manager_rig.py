@@ -100,6 +100,17 @@ class Cluster:
     async def until_pods(self, *names: str) -> None:
         await until(lambda: set(self.supervisor.rows) == set(names), what=f"the pods {names}")
 
+    async def busy(self, *names: str) -> None:
+        """Each has one thing to do, and the leader knows."""
+        for name in names:
+            self.supervisor.members[name].running = 1
+
+        def is_known() -> bool:
+            states = self.manager._manager._roster.states()  # type: ignore[union-attr]
+            return all(name in states and states[name].in_flight == 1 for name in names)
+
+        await until(is_known, what="the load to be heard")
+
     async def join(self, service: str, id: str) -> FakeMember:
         guest = FakeMember(self.common, service, id, 0)
         self.guests.append(guest)

@@ -82,15 +82,8 @@ async def test_undeploying_blanks_and_stops_its_pods(cluster: Cluster) -> None:
 async def test_a_pod_with_work_in_flight_is_not_scaled_away(cluster: Cluster) -> None:
     await cluster.deploy(replicas=2)
     await cluster.until_ready("te-0", "te-1")
-    for member in cluster.supervisor.members.values():
-        member.running = 1
+    await cluster.busy("te-0", "te-1")
     busy = cluster.supervisor.members["te-1"]
-
-    async def is_busy_known() -> bool:
-        states = cluster.manager._manager._roster.states()  # type: ignore[union-attr]
-        return all(states[id].in_flight == 1 for id in ("te-0", "te-1"))
-
-    await until(is_busy_known, what="the load to be heard")
     await cluster.deploy(replicas=1)
     await until_heard_again(cluster, times=5)
     assert set(cluster.supervisor.rows) == {"je-0", "te-0", "te-1"}
@@ -164,7 +157,7 @@ async def test_a_killed_pod_is_given_up_at_once_and_filled_again(cluster: Cluste
 
 async def test_silence_ends_a_member_while_others_are_heard(cluster: Cluster) -> None:
     guest = await cluster.join("job_executor", "guest")
-    await cluster.until_ready("guest")
+    await cluster.until_ready("guest", "je-0")
     await guest.vanish()
     cluster.guests.clear()
     await cluster.until_gone("guest")
@@ -174,7 +167,7 @@ async def test_silence_ends_a_member_while_others_are_heard(cluster: Cluster) ->
 async def test_nobody_is_removed_while_nats_is_away(cluster: Cluster) -> None:
     await cluster.deploy()
     await cluster.join("job_executor", "guest")
-    await cluster.until_ready("je-0", "te-0", "guest")
+    await cluster.until_ready("je-0", "te-0", "guest", "kv-store")
     roster = cluster.manager._manager._roster  # type: ignore[union-attr]
     await cluster.nats.kill()
     heard = {id: state.heard_at for id, state in roster.states().items()}
@@ -210,6 +203,7 @@ async def test_a_restart_of_the_manager_moves_nothing(cluster: Cluster) -> None:
 
 
 async def test_a_remembered_member_that_stays_silent_goes(cluster: Cluster) -> None:
+    await cluster.restart_manager(member_timeout_seconds=600.0)
     guest = await cluster.join("job_executor", "guest")
     await cluster.until_ready("guest")
 
@@ -276,8 +270,7 @@ async def test_lost_records_undeploy_nothing(cluster: Cluster) -> None:
 async def test_scaling_down_drains_before_it_stops(cluster: Cluster) -> None:
     await cluster.deploy(replicas=2)
     await cluster.until_ready("te-0", "te-1")
-    for name in ("te-0", "te-1"):
-        cluster.supervisor.members[name].running = 1
+    await cluster.busy("te-0", "te-1")
     reply = await cluster.scale(deployment="demo", count=1)
     assert reply.deployment.replicas == 1
 

@@ -26,7 +26,7 @@ async def test_each_kind_is_scaled_alone(cluster: Cluster) -> None:
     assert (sizes.job_executors, sizes.gateways) == (2, 3)
     await cluster.restart_manager()
     await cluster.until_ready("gateway-0", "gateway-1", "gateway-2")
-    cluster.supervisor.members["gateway-2"].running = 1
+    await cluster.busy("gateway-2")
     await cluster.scale(kind=types.MEMBER_KIND_GATEWAY, count=1)
     await cluster.until_pods("je-0", "je-1", "gateway-0", "gateway-2")
     cluster.supervisor.members["gateway-2"].running = 0

@@ -41,6 +41,16 @@ from tests.servers import ServerProcess, redis_server, until
 
 __all__ = ["folder", "tokenizer"]
 
+CALL_SECONDS = 10.0  # two tests kill Redis, and wait for it to be given up
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question that met a stall is asked again after minutes only."""
+    monkeypatch.setattr("services.job_executor.contexts.keepers.ASK_SECONDS", SECONDS)
+    monkeypatch.setattr("services.job_executor.contexts.records.CALL_SECONDS", CALL_SECONDS)
+
+
 SALT = b"whose it is"
 BLOCK = 4
 TEXT = "What is a task executor? It holds a model."

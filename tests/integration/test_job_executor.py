@@ -180,7 +180,7 @@ async def test_a_broken_gateway_stream_cancels_its_jobs(
 
 
 async def test_the_deadline_ends_a_job(gateway: Gateway, executor: FakeTaskExecutor) -> None:
-    context = types.WorkContext(deadline_unix_ms=clock.unix_ms() + 3000)
+    context = types.WorkContext(deadline_unix_ms=clock.unix_ms() + 10_000)
     await gateway.submit(1, prompt="x", context=context)
     handle, _ = await executor.task()
     end = await gateway.until_finished(1)

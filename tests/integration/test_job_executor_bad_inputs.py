@@ -1,5 +1,6 @@
 """What bad requests get from a job executor: one clear refusal, and the next request works."""
 
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tests.integration.job_executor_rig import (
     rig,
     tokenizer,
 )
+from tests.servers import until
 from tests.unit.job_executor.model_folders import byte_level_tokenizer, write_folder
 
 __all__ = ["executor", "folder", "gateway", "rig", "tokenizer"]
@@ -151,11 +153,20 @@ async def test_a_template_that_never_ends_is_interrupted(tmp_path: Path) -> None
     async with job_executor(folder, template_seconds_max=0.2, tokenizer_threads=1) as rig:
         await rig.show()
         gateway = await rig.gateway()
-        for handle in (1, 2):  # the second shows that the only thread is free again
+        handles = itertools.count(1)
+
+        async def is_interrupted() -> bool:
+            handle = next(handles)
             await gateway.submit(handle, chat="hi")
             error = await gateway.until_refused(handle)
+            if error.reason == "tokenizer_queue_full":
+                return False  # its thread had not begun
             assert (error.code, error.reason) == (INVALID, "prompt_timeout")
             assert error.param == "messages"
+            return True
+
+        for _ in range(2):  # the second shows that the only thread is free again
+            await until(is_interrupted, what="an interruption")
         await gateway.close()
 
 

@@ -9,6 +9,7 @@ import pytest
 from deepflow.v1 import cluster_pb2, events_pb2, tasks_pb2
 from deepflow.v1 import types_pb2 as types
 from tests.integration.job_executor_rig import (
+    SECONDS,
     FakeTaskExecutor,
     Gateway,
     Rig,
@@ -107,6 +108,7 @@ async def test_the_last_rows_are_kept_for_a_tenant_that_was_there_before(
     await until_waiting(rig, 59 - alone)
     await ask(gateway, range(100, 101), "small")
     await until_waiting(rig, 60 - alone)
+    await executor.task(alone)
     turns = Turns(executor)
     assert await turns.next() == "small"
     handle, _ = await executor.task(alone + 1)
@@ -133,13 +135,15 @@ async def test_prompts_wait_here_until_earlier_ones_are_computed(
     started = [tasks_pb2.TaskStarted(handle=handle) for handle in executor.tasks]
     executor.send(tasks_pb2.TaskTokenBatch(started=started))
     await until_waiting(rig, 1)
-    executor.finish(list(executor.tasks)[2])  # an end without a beginning counts as well
+    third, _ = await executor.task(3)
+    executor.finish(third)  # an end without a beginning counts as well
     await until_waiting(rig, 0)
 
 
 async def test_tasks_wait_here_while_no_memory_is_free_there(
-    rig: Rig, executor: FakeTaskExecutor, gateway: Gateway
+    rig: Rig, executor: FakeTaskExecutor, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("services.job_executor.links.link.FRESH_SECONDS", SECONDS)
     rig.sequences, rig.block_size = 64, 16
     await rig.show(executor)
     beat = events_pb2.Heartbeat(id=executor.id)
@@ -218,6 +222,7 @@ async def test_who_leaves_takes_its_tasks_out_of_the_room_at_once(
     assert (await gateway.until_refused(waiting)).code == types.ERROR_CODE_CANCELLED
     await other.close()
     await until_waiting(rig, 3)
+    await executor.task(ROWS + SPARE)
     turns = Turns(executor)
     assert [await turns.next() for _ in range(3)] == ["greedy"] * 3
     assert len(executor.tasks) == 8, "nobody runs what nobody waits for"
@@ -301,6 +306,7 @@ async def test_a_story_tells_how_long_a_choice_waited(
         named = context("a", request_id=f"req-{handle}")
         await gateway.submit(handle, prompt=[1], id=f"job-{handle}", context=named)
     await until_waiting(rig, 1)
+    await executor.task(ROWS + SPARE)
     await Turns(executor).next()
     await gateway.until_admitted(6)
     stories = [rig.server.stories.find("a", f"req-{n}", 0.0) for n in (2, 6)]

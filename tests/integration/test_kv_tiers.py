@@ -211,13 +211,17 @@ def test_many_at_a_time_over_three_tiers_answer_as_they_do_alone(tmp_path: Path)
     for depth in (1, 2):
         settings = {**few, "steps_in_flight": depth}
         with engine(MODEL_DIR, tmp_path / "kv", settings, "emulated:zero") as flow:
-            for first in range(0, len(prompts), 5):
-                answers = flow.generate(prompts[first : first + 5], SAMPLING_PLAIN)
-                assert [it.token_ids for it in answers] == expected[first : first + 5]
-            costs = flow._master.prefetch.costs
-            assert {Tier.DRAM, Tier.DISK} <= costs.block_seconds.keys()
+            fetched = flow._master.prefetch.costs.block_seconds
+            for _ in range(ROUNDS_MAX):  # the copying may be slower than the computing
+                for first in range(0, len(prompts), 5):
+                    answers = flow.generate(prompts[first : first + 5], SAMPLING_PLAIN)
+                    assert [it.token_ids for it in answers] == expected[first : first + 5]
+                if {Tier.DRAM, Tier.DISK} <= fetched.keys():
+                    break
+            assert {Tier.DRAM, Tier.DISK} <= fetched.keys()
 
 
+ROUNDS_MAX = 50
 SAMPLING_PLAIN = SamplingParams(TOKENS, temperature=0.0, ignore_eos=True)
 
 

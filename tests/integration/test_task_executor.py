@@ -1,6 +1,7 @@
 """A whole task executor, shell and engine process, over its real gRPC face."""
 
 import asyncio
+import itertools
 import json
 import signal
 from collections.abc import AsyncIterator
@@ -176,10 +177,17 @@ async def test_a_cancelled_task_ends_and_frees_its_blocks(
 ) -> None:
     async with JobExecutor(server) as je:
         await je.load(folder, device="emulated:ascend-910b")
-        await je.submit(1, [5] * 20, 480)
-        await je.cancel(1)
-        _, finished = await je.collect({1})
-        assert finished[1].reason == types.FINISH_REASON_CANCELLED
+        handles = itertools.count(1)
+
+        async def is_cancelled() -> bool:
+            """Unless it ended before the word came."""
+            handle = next(handles)
+            await je.submit(handle, [5] * 20, 480)
+            await je.cancel(handle)
+            _, finished = await je.collect({handle})
+            return bool(finished[handle].reason == types.FINISH_REASON_CANCELLED)
+
+        await until(is_cancelled, what="an answer that is cancelled")
         await server._peers.wait_idle()
 
 
@@ -199,10 +207,12 @@ async def test_a_lost_engine_fails_its_tasks_and_comes_back_with_the_model(
 ) -> None:
     async with JobExecutor(server) as je:
         await je.load(folder, device="emulated:ascend-910b")
+        process = server.engine.process
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)  # or its answer ends while nobody looks
         await je.submit(1, [5] * 20, 480)
-        await je.until_accepted()
-        assert server.engine.process is not None
-        server.engine.process.send_signal(signal.SIGKILL)
+        await until(lambda: server._peers.num_tasks == 1, what="the task")
+        process.send_signal(signal.SIGKILL)
         _, finished = await je.collect({1})
         assert finished[1].error.code == types.ERROR_CODE_UNAVAILABLE
         await until(lambda: server.lifecycle.word == "ready", what="ready again")

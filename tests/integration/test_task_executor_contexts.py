@@ -1,6 +1,7 @@
 """Contexts kept by a real engine, asked for over the task executor's gRPC face."""
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -122,11 +123,13 @@ async def test_an_engine_that_dies_takes_its_contexts_along(
     async with JobExecutor(server) as je:
         await je.load(folder)
         await keeper.keep("a")
-        assert server.engine.process is not None
-        server.engine.process.kill()
-        results = await asyncio.gather(
-            *(keeper.keep(f"b{i}") for i in range(8)), return_exceptions=True
-        )
+        process = server.engine.process
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)  # or the next engine is there before all have asked
+        keeps = [asyncio.create_task(keeper.keep(f"b{i}")) for i in range(8)]
+        await until(lambda: server._contexts.num_waiting == 8, what="all have asked")
+        process.kill()
+        results = await asyncio.gather(*keeps, return_exceptions=True)
         assert all(isinstance(it, Unavailable) for it in results), results
         await until(
             lambda: bool(server.engine.deployment) and server.lifecycle.word == "ready",

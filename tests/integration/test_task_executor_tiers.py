@@ -1,5 +1,6 @@
 """Tiers of a whole task executor: put away by its engine, gone with it, whatever ends it."""
 
+import contextlib
 import itertools
 import random
 import signal
@@ -83,7 +84,8 @@ async def require_that_all_is_seen(server: TaskExecutorServer) -> None:
     }
     assert samples["kv_copies", "ok", "device", "dram"] > 0
     assert samples["kv_copies", "ok", "dram", "disk"] > 0
-    assert samples["kv_missed_tokens",] + samples["kv_hit_tokens", "device"] <= 2 * 12 * 100
+    asked = server._meter.prompt_tokens
+    assert samples["kv_missed_tokens",] + samples["kv_hit_tokens", "device"] <= asked
     assert samples["kv_tier_bytes", "free", "disk"] < capabilities.kv_disk_bytes
 
 
@@ -93,7 +95,9 @@ async def test_blocks_are_put_away_and_gone_with_their_engine(
     disk = Path(server.config.kv_disk_folder)
 
     def lives() -> set[Path]:
-        return {path.parent for path in disk.glob("*/*.kv")}
+        with contextlib.suppress(FileNotFoundError):  # removed at this moment
+            return {path.parent for path in disk.glob("*/*.kv")}
+        return set()
 
     engine = cluster_pb2.EngineOptions(kv_dram_bytes=1 << 18, kv_disk_bytes=DISK_BYTES)
     rounds = itertools.count(1, 100)

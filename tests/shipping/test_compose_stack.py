@@ -74,6 +74,7 @@ def ask(stack: ComposeStack) -> httpx.Response:
 
 def test_a_deployment_reaches_task_executors_that_came_by_themselves(stack: ComposeStack) -> None:
     deploy(stack)
+    wait_until(lambda: ask(stack).status_code == 200, "everybody knows the model")
     answer = ask(stack)
     assert answer.status_code == 200, answer.text
     assert answer.json()["usage"]["completion_tokens"] == 4
@@ -146,7 +147,7 @@ def test_task_executors_come_and_go(stack: ComposeStack) -> None:
     stack.up("task-executor", 2)
     wait_until(lambda: ready_replicas(stack) == 2, "the newcomer holds the model")
     assert stack.down("task-executor-1") == {"task-executor-1": 0}
-    assert ask(stack).status_code == 200
+    wait_until(lambda: ask(stack).status_code == 200, "the newcomer answers")
     wait_until(lambda: ready_replicas(stack) == 1, "the one that left is known to be gone")
 
 

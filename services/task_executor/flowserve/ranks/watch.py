@@ -62,6 +62,8 @@ class Watch:
                 self._stopped_looks[index] = 0
             elif self._stopped_looks[index] == STOPPED_LOOKS_MAX:
                 return f"rank {rank.number} was stopped by a signal"
+        if any(self._stopped_looks):
+            return ""  # soon it is said what it is: stopped, and no hang
         verdict = judge([eye.silence for eye in (self._own, *self._eyes)], looks)
         return _describe(verdict, looks[verdict.rank].mark) if verdict else ""
 
