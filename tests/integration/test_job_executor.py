@@ -225,6 +225,31 @@ async def test_a_task_without_tokens_moves_to_another_task_executor(
     await second.stop()
 
 
+async def test_a_refused_task_waits_a_moment_for_who_comes_next(
+    gateway: Gateway, executor: FakeTaskExecutor, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Task executors that are replaced one by one are linked one by one."""
+    monkeypatch.setattr("services.job_executor.links.links.SETTLE_SECONDS_MAX", SECONDS)
+    executor.refusal = types.Error(
+        code=types.ERROR_CODE_UNAVAILABLE, message="this task executor is draining"
+    )
+    await gateway.submit(1, prompt="x")
+    await gateway.submit(2, prompt="x")
+    await executor.task(2)
+    await gateway.send(cancel={"handle": 2})  # it waits for nobody any more
+    assert (await gateway.until_refused(2)).code == types.ERROR_CODE_CANCELLED
+    assert not gateway.refused.keys() - {2}
+    second = FakeTaskExecutor("te-2")
+    await second.start()
+    await rig.show(executor, second)
+    handle, _ = await second.task()
+    await gateway.until_admitted(1)
+    second.finish(handle)
+    assert (await gateway.until_finished(1)).reason == types.FINISH_REASON_STOP
+    assert len(second.tasks) == 1
+    await second.stop()
+
+
 async def test_a_full_task_executor_refuses_and_the_job_says_so(
     gateway: Gateway, executor: FakeTaskExecutor
 ) -> None:

@@ -171,11 +171,27 @@ class EmbeddingJob:
             try:
                 self._place(task, frozenset((where,)))
             except Unavailable:
-                log.debug("nobody else can take the task")
+                log.debug("nobody else can take the task now")
+                if isinstance(error, Unavailable):
+                    self._life.go_on_beside(lambda: self._place_soon(task, error, where))
+                    return
             else:
                 self._life.replaced(error)
                 return
         self._fail(error)
+
+    async def _place_soon(self, task: VectorTask, error: DeepFlowError, where: str) -> None:
+        """Its task executor goes; another may be about to come."""
+        excluded = frozenset((where,))
+        await self._parts.links.settle_beside(self._request.model, excluded)
+        if self._life.is_over:
+            return
+        try:
+            self._place(task, excluded)
+        except Unavailable:
+            self._fail(error)
+        else:
+            self._life.replaced(error)
 
     # ── what the gateway gets ────────────────────────────────────────────────────────────────
 

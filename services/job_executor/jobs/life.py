@@ -39,6 +39,7 @@ class JobLife:
         self._patience: asyncio.TimerHandle | None = None  # while all of it waits for its turn
         self._preparing: asyncio.Task[None] | None = None
         self._arrival: Arrival | None = None
+        self._beside: set[asyncio.Task[None]] = set()
         self.is_admitted = False
         self.is_over = False
         self.story = parts.stories.begin(submit.job, kind, gateway_id)
@@ -61,6 +62,12 @@ class JobLife:
         self._preparing = asyncio.create_task(self._guard(prepare))
         arrival = self._arrival = self._parts.room.arriving(self._request.context.tenant)
         self._preparing.add_done_callback(lambda _: arrival.end())
+
+    def go_on_beside(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Work that waits for something, until the job is over."""
+        task = asyncio.create_task(self._guard(work))
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
 
     def arrived(self, prompt_tokens: int) -> None:
         """What it asks for is known.
@@ -124,6 +131,8 @@ class JobLife:
         self._stop_patience()
         if self._preparing is not None and self._preparing is not asyncio.current_task():
             self._preparing.cancel()
+        for task in self._beside - {asyncio.current_task()}:
+            task.cancel()
         self.span.end()
         self.story.ended(self._outcome)
         metrics.JOBS.labels(self._kind, self._outcome).inc()

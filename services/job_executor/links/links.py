@@ -14,6 +14,7 @@ from services.job_executor.scheduling.policy import GroupView, TaskExecutorLoad
 MakeLink = Callable[[cluster_pb2.Member], TaskExecutorLink]
 
 SETTLE_SECONDS_MAX = 1.0
+SETTLE_POLL_SECONDS = 0.02
 
 # Where a task executor that we are linked to may stand; only a READY one gets new tasks.
 _LINKED_STATES = (types.LIFECYCLE_STATE_READY, types.LIFECYCLE_STATE_DRAINING)
@@ -72,6 +73,15 @@ class Links:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SETTLE_SECONDS_MAX):
                 await asyncio.gather(*(link.settled.wait() for link in fresh))
+
+    async def settle_beside(self, model: str, excluded: frozenset[str]) -> None:
+        """Wait a moment for somebody else: who is replaced one by one is linked one by one."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_SECONDS_MAX):
+                while True:
+                    if any(link.id not in excluded for link in self._serving(model)):
+                        return
+                    await asyncio.sleep(SETTLE_POLL_SECONDS)
 
     def has_room(self, model: str) -> bool:
         """Whether any task executor of `model` can use one more task now."""
