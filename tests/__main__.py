@@ -5,7 +5,6 @@ does something else for a minute: it is run once more, alone, and what it said s
 A test that needed it is a defect to find; more than a few at once are no accident.
 """
 
-import os
 import subprocess
 import sys
 
@@ -38,7 +37,7 @@ def main(arguments: list[str]) -> int:
     listed = "".join(f"\n  {it}" for it in failures.names)
     _say(f"A second look, alone, at what failed once:{listed}\n")
     # Another process: nothing of the first one is left in it.
-    again = subprocess.run([sys.executable, "-m", "pytest", "-q", *failures.names], env=os.environ)
+    again = subprocess.run([sys.executable, "-m", "pytest", "-q", *failures.names])
     if again.returncode == 0:
         _say(f"UNSTEADY, passed at the second look (find out why):{listed}")
     return again.returncode

@@ -168,30 +168,11 @@ class EmbeddingJob:
             task.attempt += 1
             if not self.is_admitted:
                 self._unaccepted.add(task)
-            try:
-                self._place(task, frozenset((where,)))
-            except Unavailable:
-                log.debug("nobody else can take the task now")
-                if isinstance(error, Unavailable):
-                    self._life.go_on_beside(lambda: self._place_soon(task, error, where))
-                    return
-            else:
-                self._life.replaced(error)
-                return
-        self._fail(error)
-
-    async def _place_soon(self, task: VectorTask, error: DeepFlowError, where: str) -> None:
-        """Its task executor goes; another may be about to come."""
-        excluded = frozenset((where,))
-        await self._parts.links.settle_beside(self._request.model, excluded)
-        if self._life.is_over:
+            self._life.place_anew(
+                lambda excluded: self._place(task, excluded), self._fail, error, where
+            )
             return
-        try:
-            self._place(task, excluded)
-        except Unavailable:
-            self._fail(error)
-        else:
-            self._life.replaced(error)
+        self._fail(error)
 
     # ── what the gateway gets ────────────────────────────────────────────────────────────────
 

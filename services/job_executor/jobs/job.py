@@ -208,30 +208,11 @@ class Job:
             if choice.is_accepted and not self.is_admitted:
                 choice.is_accepted = False
                 self._num_accepted -= 1
-            try:
-                self._place(choice, frozenset((where,)))
-            except Unavailable:
-                log.debug("nobody else can take the task now")
-                if isinstance(error, Unavailable):
-                    self._life.go_on_beside(lambda: self._place_soon(choice, error, where))
-                    return
-            else:
-                self._life.replaced(error)
-                return
-        self._fail(error)
-
-    async def _place_soon(self, choice: Choice, error: DeepFlowError, where: str) -> None:
-        """Its task executor goes; another may be about to come."""
-        excluded = frozenset((where,))
-        await self._parts.links.settle_beside(self._request.model, excluded)
-        if self._life.is_over or choice.log.finish is not None:
+            self._life.place_anew(
+                lambda excluded: self._place(choice, excluded), self._fail, error, where
+            )
             return
-        try:
-            self._place(choice, excluded)
-        except Unavailable:
-            self._fail(error)
-        else:
-            self._life.replaced(error)
+        self._fail(error)
 
     def choice_sent(self) -> None:
         self._num_sent += 1

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Coroutine
 
 from deepflow import clock
-from deepflow.errors import DeadlineExceeded, DeepFlowError, Internal
+from deepflow.errors import DeadlineExceeded, DeepFlowError, Internal, Unavailable
 from deepflow.v1 import jobs_pb2
 from services.job_executor import metrics
 from services.job_executor.jobs.outbox import Outbox
@@ -39,7 +39,7 @@ class JobLife:
         self._patience: asyncio.TimerHandle | None = None  # while all of it waits for its turn
         self._preparing: asyncio.Task[None] | None = None
         self._arrival: Arrival | None = None
-        self._beside: set[asyncio.Task[None]] = set()
+        self._to_be_placed: set[asyncio.Task[None]] = set()
         self.is_admitted = False
         self.is_over = False
         self.story = parts.stories.begin(submit.job, kind, gateway_id)
@@ -63,11 +63,38 @@ class JobLife:
         arrival = self._arrival = self._parts.room.arriving(self._request.context.tenant)
         self._preparing.add_done_callback(lambda _: arrival.end())
 
-    def go_on_beside(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
-        """Work that waits for something, until the job is over."""
-        task = asyncio.create_task(self._guard(work))
-        self._beside.add(task)
-        task.add_done_callback(self._beside.discard)
+    def place_anew(
+        self,
+        place: Callable[[frozenset[str]], None],
+        fail: Callable[[DeepFlowError], None],
+        error: DeepFlowError,
+        where: str,
+    ) -> None:
+        """Anywhere but there: now, or, where that one only goes, when another comes soon."""
+        excluded = frozenset((where,))
+        try:
+            place(excluded)
+        except Unavailable:
+            log.debug("nobody else can take the task now")
+        else:
+            self._replaced(error)
+            return
+        if not isinstance(error, Unavailable):
+            fail(error)
+            return
+
+        async def place_soon() -> None:
+            await self._parts.links.settle_beside(self._request.model, excluded)
+            try:
+                place(excluded)
+            except Unavailable:
+                fail(error)
+            else:
+                self._replaced(error)
+
+        task = asyncio.create_task(self._guard(place_soon))
+        self._to_be_placed.add(task)
+        task.add_done_callback(self._to_be_placed.discard)
 
     def arrived(self, prompt_tokens: int) -> None:
         """What it asks for is known.
@@ -105,12 +132,13 @@ class JobLife:
         admitted = jobs_pb2.JobAdmitted(handle=self._handle, job_executor_id=self._parts.id)
         self._outbox.answer(jobs_pb2.JobsResponse(admitted=admitted))
 
-    def replaced(self, error: DeepFlowError) -> None:
+    def _replaced(self, error: DeepFlowError) -> None:
         """One of its tasks runs elsewhere now."""
         metrics.TASKS_REPLACED.inc()
         log.info("placed a task anew: %s", error, extra=self.names)
 
     def failed(self, error: DeepFlowError) -> None:
+        self._place_no_more()
         self._outcome = error.reason
         self.story.failed(error)
         self.span.fail(error.message)
@@ -131,8 +159,7 @@ class JobLife:
         self._stop_patience()
         if self._preparing is not None and self._preparing is not asyncio.current_task():
             self._preparing.cancel()
-        for task in self._beside - {asyncio.current_task()}:
-            task.cancel()
+        self._place_no_more()
         self.span.end()
         self.story.ended(self._outcome)
         metrics.JOBS.labels(self._kind, self._outcome).inc()
@@ -144,6 +171,10 @@ class JobLife:
             self._on_error(error)
         except Exception:
             self._on_error(self.our_mistake())
+
+    def _place_no_more(self) -> None:
+        for task in self._to_be_placed - {asyncio.current_task()}:
+            task.cancel()
 
     def _wait_no_longer(self) -> None:
         self._on_error(self._parts.room.waited_too_long())
